@@ -32,8 +32,8 @@ from transformers.utils import logging
 from benchmarks import ROOT
 from benchmarks.commands import command
 from moslora.adapters import named_adapters
-from moslora.base.engine import context_length
 from moslora.base.engines import engine_of
+from moslora.base.shapes import context_length
 from moslora.base.twin import small_config, spread_weights
 from moslora.errors import MosloraError
 

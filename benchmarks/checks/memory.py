@@ -30,7 +30,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from benchmarks import DOCS, ROOT
 from benchmarks.commands import command, in_process
-from benchmarks.speed.contestants import our_parts
+from benchmarks.speed.contestants import our_train_state
 from benchmarks.tables import machine, markdown, publish
 from moslora.adapters import adapter_state_dict, named_adapters
 from moslora.base.adapted import with_adapters
@@ -111,7 +111,7 @@ def work(case_as_json: str) -> dict[str, int] | None:
     planned = memory(meta, recipe.model, at_once, Devices(on_gpu=False, processes=processes))
     idle = anonymous()
     rows = random_rows(case)
-    parts = our_parts(with_adapters(load_base(recipe.model), recipe), recipe.training)
+    parts = our_train_state(with_adapters(load_base(recipe.model), recipe), recipe.training)
     parts = replace(parts, micro_batch_tokens=sum(lengths))
     with sampled() as seen:
         for _ in range(2):

@@ -177,7 +177,7 @@ def latency(record: Record) -> None:
     """One question at a time, over one random model; written down after every round."""
     from benchmarks.speed.latency import Times, measure, medians
     from evaluation_kit import tokenizer
-    from moslora.base.engine import use_own_modules
+    from moslora.base.own_engine import use_own_modules
     from moslora.recipe import AdapterSection, load_recipe
 
     def after_round(found: dict[str, Times]) -> None:

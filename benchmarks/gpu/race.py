@@ -18,7 +18,7 @@ from benchmarks.gpu.operations import ACHIEVED, DEVICES, PARTS, Device, Ledger, 
 from benchmarks.speed.contestants import after_steps, our_loop, padded, trainer, with_lora
 from benchmarks.timing import kernels, reset_peak, wait
 from moslora.base.adapted import with_adapters
-from moslora.base.engine import use_own_modules
+from moslora.base.own_engine import use_own_modules
 from moslora.base.shapes import SHAPES
 from moslora.data.encode import Encoded
 from moslora.process_rank import local_rank

@@ -26,7 +26,7 @@ from moslora.recipe import AdapterSection, Recipe, load_recipe
 from moslora.runs.manifest import RECIPE, WEIGHTS
 from moslora.runs.run import Run
 from moslora.training import train_recipe
-from moslora.training.loop import Parts, train
+from moslora.training.loop import TrainState, train
 from moslora.training.prepare import adapt, prepare
 
 METHODS = (
@@ -129,19 +129,19 @@ def times(method: str, folder: Path) -> list[list[float]]:
     for name in ("lora", method):
         file = folder / "timed.yaml"
         file.write_text(recipe_text(name, steps=WARMUP + PAIRS), encoding="utf-8")
-        parts, _ = prepare(accelerator, load_recipe(file))
-        steps.append(one_by_one(parts))
+        state, _ = prepare(accelerator, load_recipe(file))
+        steps.append(one_by_one(state))
     return alternate(*steps, repetitions=PAIRS, warmup=WARMUP)
 
 
-def one_by_one(parts: Parts) -> Callable[[], object]:
+def one_by_one(state: TrainState) -> Callable[[], object]:
     """Runs the next step of a training by the training loop itself: a run that is told to stop after it."""
     done = 0
 
     def step() -> None:
         nonlocal done
         done = train(
-            parts,
+            state,
             first_step=done,
             report=lambda step, **values: None,
             checkpoint=lambda step: None,

@@ -13,20 +13,20 @@ from benchmarks.timing import seconds
 from moslora.data.steps import StepPlan
 
 
-def our_parts(model: Any, training: Any, *, strategy: Literal["ddp", "fsdp"] = "ddp") -> Any:
+def our_train_state(model: Any, training: Any, *, strategy: Literal["ddp", "fsdp"] = "ddp") -> Any:
     """What our loop trains with, without rows. ``training`` is the recipe's section."""
     from accelerate import Accelerator
 
     from moslora.data.prepared import RowTable
     from moslora.data.steps import default_micro_batch_tokens
     from moslora.processes.devices import gpus
-    from moslora.training.loop import Parts
+    from moslora.training.loop import TrainState
     from moslora.training.objective import LabelLoss
     from moslora.training.optimizer import build_optimizer
     from moslora.training.prepare import distribute
 
     accelerator = Accelerator(mixed_precision="no", cpu=not gpus())
-    return Parts(
+    return TrainState(
         accelerator=accelerator,
         settings=training,
         model=model,
@@ -54,9 +54,9 @@ def our_loop(model: Any, training: Any, rows: Sequence[Any], *, steps: int, each
     from moslora.training.loop import train
 
     shown = training.model_copy(update={"global_batch_size": each, "epochs": None, "max_steps": steps})
-    parts = replace(our_parts(model, shown), rows=RowTable.of(rows), plan=InOrder(shown, rows=len(rows), seed=0))
+    state = replace(our_train_state(model, shown), rows=RowTable.of(rows), plan=InOrder(shown, rows=len(rows), seed=0))
     silent = dict.fromkeys(("report", "checkpoint", "validate", "stop_requested"), lambda *_, **__: False)
-    return partial(train, parts, **(silent | told))
+    return partial(train, state, **(silent | told))
 
 
 def our_step(
@@ -68,11 +68,11 @@ def our_step(
     from moslora.training.optimizer import update
 
     keep_freed_memory()  # as a training does
-    parts = our_parts(model, training, strategy=strategy)
+    state = our_train_state(model, training, strategy=strategy)
 
     def step(rows: Sequence[Any]) -> float:
-        loss = accumulate(parts, rows)
-        update(parts.optimizer, parts.scaler, max_norm=training.max_grad_norm)
+        loss = accumulate(state, rows)
+        update(state.optimizer, state.scaler, max_norm=training.max_grad_norm)
         return float(loss[0])  # as the loop does: the host waits once a step
 
     return step

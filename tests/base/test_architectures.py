@@ -17,7 +17,7 @@ from families_kit import ROWS, adapt, make, off, outcome, stock
 from families_kit import load_adapted as load_adapted_tiny
 from moslora.adapters import named_adapters
 from moslora.base.adapted import with_adapters
-from moslora.base.check import choose_engine
+from moslora.base.engine_choice import choose_engine
 from moslora.base.load import read_base
 from moslora.convert.export import LOST_BY_PEFT, export_peft
 from moslora.convert.merge import merge

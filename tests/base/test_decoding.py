@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralC
 from moslora.adapters import describe_task
 from moslora.base import decoding, engine
 from moslora.base.decoding import decode
-from moslora.base.engine import use_own_modules
 from moslora.base.load import load_base
+from moslora.base.own_engine import use_own_modules
 from moslora.errors import MosloraError
 from moslora.recipe import ModelSection
 from reference import adapted_llama, perturb, tiny_llama

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from moslora.base.adapted import adapter_state, own_parameters, with_adapters
-from moslora.base.check import choose_engine
+from moslora.base.engine_choice import choose_engine
 from moslora.base.engines import Transformers, engine_of
 from moslora.base.peft_methods import UNFIT, config_of, merged_by_peft
 from moslora.errors import MosloraError, UsageError

@@ -20,9 +20,9 @@ from cli_kit import run
 from evaluation_kit import tokenizer
 from message_kit import says
 from moslora.adapters import adapter_state_dict, fold, inject
-from moslora.base.engine import output_weight
 from moslora.base.identity import fingerprint
 from moslora.base.load import load_base
+from moslora.base.own_engine import output_weight
 from moslora.base.quantized import dequantize, multiplies_int8, quantized_layers
 from moslora.base.sharded import shard_base
 from moslora.choices import Onto

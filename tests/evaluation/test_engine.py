@@ -11,7 +11,7 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from evaluation_kit import all_tasks, log_probability, make_examples, make_model, tokenizer
 from moslora.adapters import describe_task, inject
-from moslora.base.engine import context_length
+from moslora.base.shapes import context_length
 from moslora.data.encode import Encoder
 from moslora.errors import UsageError
 from moslora.evaluation import Request, evaluate

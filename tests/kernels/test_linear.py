@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from moslora.base.engine import use_own_modules
+from moslora.base.own_engine import use_own_modules
 from moslora.kernels.linear import FrozenLinear
 from moslora.kernels.mlp import GatedMLP
 from moslora.kernels.norm import RMSNorm

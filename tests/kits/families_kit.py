@@ -32,10 +32,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging
 
 from moslora.adapters import inject, named_adapters
-from moslora.base.check import choose_engine
-from moslora.base.engine import text_part
+from moslora.base.engine_choice import choose_engine
 from moslora.base.engines import engine_of
 from moslora.base.load import read_base
+from moslora.base.own_engine import text_part
 from moslora.base.twin import small_config, spread_weights
 from moslora.data.encode import IGNORE_INDEX, Encoded
 from moslora.data.steps import collate

@@ -13,8 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from moslora.adapters import SharedInputLayers, inject, named_adapters
 from moslora.base import sharded
-from moslora.base.engine import use_own_modules
 from moslora.base.load import DTYPES, load_base
+from moslora.base.own_engine import use_own_modules
 from moslora.base.quantized import dequantize, quantized_layers
 from moslora.base.shapes import meta_model
 from moslora.data.encode import IGNORE_INDEX, Encoded

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from moslora.adapters import inject
-from moslora.base.engine import use_own_modules
+from moslora.base.own_engine import use_own_modules
 from moslora.data.encode import Encoded
 from moslora.data.steps import collate
 from moslora.kernels import liger

@@ -67,7 +67,7 @@ def moved_end(rows):
 
 
 right_ends = Rows.ends
-right_begin = loop.begin
+right_start = loop.start_step
 right_backward = liger.swiglu_backward
 FAULTS_OF_A_GPU = {
     "attention, no shared start": (Rows, "ends", property(moved_end)),
@@ -78,7 +78,7 @@ FAULTS_OF_A_GPU = {
     "decoding": planted_on_a_cpu["decoding, place"].plant,
     "optimizer, scaled": planted_on_a_cpu["scaler"].plant,
     "a training step, checkpointing": planted_on_a_cpu["checkpointing"].plant,
-    "the training loop": (loop, "begin", lambda parts, step: right_begin(parts, max(0, step - 1))),
+    "the training loop": (loop, "start_step", lambda parts, step: right_start(parts, max(0, step - 1))),
 }
 """Piece -> a fault in what a GPU computes, found in that piece."""
 

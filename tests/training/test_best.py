@@ -19,8 +19,8 @@ from moslora.runs.listing import table_of_runs
 from moslora.runs.manifest import WEIGHTS
 from moslora.runs.run import RUN, Run
 from moslora.training import train_recipe
+from moslora.training.checkpoints import save_checkpoint
 from moslora.training.selection import Selection
-from moslora.training.state import save_checkpoint
 from planted_kit import BEST_STEP, plant
 from training_kit import (
     BEST,

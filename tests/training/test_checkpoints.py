@@ -16,7 +16,7 @@ from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.run import Run
 from moslora.training import loop, session, train_recipe
 from moslora.training import train as train_module
-from moslora.training.state import save_checkpoint
+from moslora.training.checkpoints import save_checkpoint
 from moslora.training.tracking import Tracker
 from training_kit import BEST, same_files, steps_kept
 

@@ -22,8 +22,8 @@ from moslora.recipe import load_recipe
 from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.run import Run
 from moslora.training import loop, train_recipe
+from moslora.training.checkpoints import save_checkpoint
 from moslora.training.prepare import prepare
-from moslora.training.state import save_checkpoint
 from training_kit import (
     adapter,
     cut_after,

@@ -135,9 +135,9 @@ import sys
 from contextlib import nullcontext
 from moslora import cli
 from moslora.training import train
-from moslora.training.loop import Parts
+from moslora.training.loop import TrainState
 
-Parts.looks_ahead = True
+TrainState.looks_ahead = True
 if sys.argv.pop(1) == "stopped":
     train.stop_requests = lambda: nullcontext([signal.SIGTERM])
     leave = os._exit

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from chat_kit import MARKED, conversations, marked_labels, tokenizer_of
 from moslora.adapters import inject, named_adapters
 from moslora.base.adapted import with_adapters
-from moslora.base.check import choose_engine
+from moslora.base.engine_choice import choose_engine
 from moslora.base.engines import engine_of
 from moslora.data.encode import Encoded, Encoder, encode_examples
 from moslora.data.prepared import RowTable
@@ -18,7 +18,7 @@ from moslora.data.steps import StepPlan
 from moslora.prompts.formats import make_format
 from moslora.recipe import Recipe, TrainingSection
 from moslora.tasks import Conversation, Turn
-from moslora.training.loop import Parts, train
+from moslora.training.loop import TrainState, train
 from moslora.training.objective import LabelLoss
 from moslora.training.optimizer import build_optimizer
 from reference import PROJECTIONS, tiny_llama
@@ -100,7 +100,7 @@ def test_twenty_steps_have_the_losses_of_peft_under_the_trainer(tmp_path, by, mi
         choose_engine(base.eval(), "transformers")
         assert engine_of(base).pads
     ours = Losses()
-    parts = Parts(
+    parts = TrainState(
         accelerator=Accelerator(cpu=True),
         settings=settings,
         model=base,

@@ -15,7 +15,7 @@ from moslora.adapters.linear import AdapterLinear
 from moslora.adapters.magnitude import Magnitude
 from moslora.adapters.mixers import build_mixer, read_mixer
 from moslora.adapters.mixers.gates import Gate, TaskGateMixer
-from moslora.adapters.start import begin, float_weight, leave_residual, remember_start
+from moslora.adapters.start import float_weight, initialize, leave_residual, remember_start
 from moslora.errors import capped
 from moslora.kernels.dropout import Dropout
 from moslora.kernels.rows import send
@@ -329,7 +329,7 @@ def _new_layer(
             layer.magnitude.measure(weight_of(base))
             layer.magnitude.reset_parameters()
         if seed is not None:
-            begin(layer, options.start, seed=seed, name=name, weight_of=weight_of)
+            initialize(layer, options.start, seed=seed, name=name, weight_of=weight_of)
     if layer.mixer.folds_at_init:
         fold_into_a(layer)
     if options.start == "pissa":

@@ -19,7 +19,7 @@ ITERATIONS = 16
 """Steps of the subspace iteration, for the same reason."""
 
 
-def begin(
+def initialize(
     layer: AdapterLinear, start: Start, *, seed: int, name: str, weight_of: Callable[[nn.Module], Tensor]
 ) -> None:
     """Draw A, B and M of the layer ``name`` on the CPU, and take from the base what ``start`` says."""

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from moslora.adapters import adapter_state_dict, named_adapters
 from moslora.adapters.injection import adapt_layers
-from moslora.base.engine import text_part
+from moslora.base.own_engine import text_part
 from moslora.base.peft_methods import merged_by_peft, peft_layers, peft_settings, peft_state, with_peft
 from moslora.base.quantized import dequantize
 from moslora.choices import EngineName

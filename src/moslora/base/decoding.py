@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from moslora.base.engine import final_hidden
+from moslora.base.own_engine import final_hidden
 from moslora.errors import MosloraError
 from moslora.kernels.cache import CachedPass, KeyValueCache
 from moslora.kernels.rows import common_prefix, send

@@ -25,7 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from moslora.base.decoding import NOT_FINITE, Ended, decode
-from moslora.base.engine import final_hidden, output_weight
+from moslora.base.own_engine import final_hidden, output_weight
 from moslora.choices import EngineName
 from moslora.errors import MosloraError
 from moslora.kernels.linear import product
@@ -191,7 +191,7 @@ Engine = Own | Transformers
 
 
 def engine_of(model: PreTrainedModel) -> Engine:
-    """What computes ``model``, as `moslora.base.check.choose_engine` has decided; ours for a model made by hand."""
+    """Engine of ``model`` that `choose_engine` has decided on; ours for a model that it has not seen."""
     if getattr(model, "moslora_engine", Own.name) == Own.name:
         return Own(model)
     return Transformers(model)

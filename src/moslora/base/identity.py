@@ -13,7 +13,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from moslora.base.kept import kept
+from moslora.base.disk_cache import cached
 from moslora.base.resolve import weight_files
 from moslora.errors import MosloraError, first_line
 from moslora.files import sha256
@@ -73,7 +73,7 @@ def _kept_hash(path: Path) -> str:
     file = path.resolve()  # of the hub's cache: the blob, not its name in a snapshot
     status = file.stat()
     written = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-    digest: str = kept("hashes", str(file), lambda: weight_hash(file), state=written)
+    digest: str = cached("hashes", str(file), lambda: weight_hash(file), state=written)
     return digest
 
 

@@ -10,7 +10,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from moslora.base.check import choose_engine
+from moslora.base.engine_choice import choose_engine
 from moslora.base.failures import UnsupportedModel, loading
 from moslora.base.quantized import fix_layers, quantization_config
 from moslora.base.resolve import ADAPTER, locate
@@ -40,14 +40,14 @@ def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
 def load_base(
     section: ModelSection, *, device: torch.device | str = "cpu", computed_here: bool = True
 ) -> PreTrainedModel:
-    """The model of :func:`read_base`, to be computed as it is, with its engine (`moslora.base.check.choose_engine`)."""
+    """The model of :func:`read_base` with its engine chosen, to be computed without adapters."""
     model = read_base(section, device=device, computed_here=computed_here)
     choose_engine_of(model, section, computed_here=computed_here)
     return model
 
 
 def choose_engine_of(model: PreTrainedModel, section: ModelSection, *, computed_here: bool = True) -> None:
-    """As `moslora.base.check.choose_engine`, for the model of :func:`read_base`, perhaps with adapters."""
+    """Choose the engine (:func:`choose_engine`) of a model of :func:`read_base`, perhaps with adapters."""
     try:
         choose_engine(model, section.engine, computed_here=computed_here, trust_remote_code=section.trust_remote_code)
     except UnsupportedModel as fault:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from moslora.adapters.injection import refuse_misfits
-from moslora.base.engine import text_part
 from moslora.base.engines import relative_error
+from moslora.base.own_engine import text_part
 from moslora.base.quantized import quantized_layers
 from moslora.errors import MosloraError, UsageError, capped, first_line, needing
 from moslora.recipe import PeftSection

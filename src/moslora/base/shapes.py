@@ -1,4 +1,4 @@
-"""The shapes of some models: to count their parameters and plan a run, without weights or a hub."""
+"""What a model's config says: shapes, to plan a run without weights or a hub, and the longest input."""
 
 import os
 from typing import Any
@@ -56,3 +56,28 @@ def read_config(section: ModelSection) -> PretrainedConfig:
             source, revision=section.revision, trust_remote_code=section.trust_remote_code
         )
     return config
+
+
+def context_length(config: PretrainedConfig) -> int | None:
+    """Tokens of a model's longest input; ``None`` if its config does not say."""
+    length = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    lengths = [length if isinstance(length, int) and length > 0 else None, independent_length(config)]
+    return min((length for length in lengths if length is not None), default=None)
+
+
+def independent_length(config: PretrainedConfig) -> int | None:
+    """Number of tokens up to which a row's positions do not depend on the longest row of its pass; ``None`` if they
+    never do.
+
+    Beyond their original context, longrope and dynamic RoPE take other frequencies for all rows of a pass.
+    """
+    config = config.get_text_config(decoder=True)
+    ropes = getattr(config, "rope_parameters", None) or {}
+    if "rope_type" in ropes:  # otherwise by kind of layer
+        ropes = {"all": ropes}
+    lengths = [
+        rope.get("original_max_position_embeddings") or config.max_position_embeddings
+        for rope in filter(None, ropes.values())  # some layers have none
+        if rope["rope_type"] == "longrope" or "dynamic" in rope["rope_type"]
+    ]
+    return min(lengths, default=None)

@@ -63,7 +63,7 @@ def train(
     most = resolved.training.global_batch_size
     run_in_processes(processes, then=then, restarts=max_restarts, run=run.path, most=most)
     with options.importing():
-        from moslora.plan.here import note_training
+        from moslora.plan.slow_cpu import note_training
         from moslora.training.session import train_run
 
     note_training(resolved, typed=shlex.join([recipe, *(overrides or ())]))
@@ -175,7 +175,7 @@ def evaluate(
         from moslora.evaluation.display import heading, remarks, table, tables_by_option
         from moslora.evaluation.evaluate_target import evaluate_target
         from moslora.evaluation.server import open_server
-        from moslora.plan.here import note_evaluation
+        from moslora.plan.slow_cpu import note_evaluation
 
     with on_interrupt("stopped: the scores so far are kept, and the same command continues from there"):
         opened_server = open_server(server, model) if server else None

@@ -9,8 +9,8 @@ from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from moslora.base.adapted import adapters_in
-from moslora.base.engine import output_weight
 from moslora.base.identity import packages
+from moslora.base.own_engine import output_weight
 from moslora.data.clusters import find_clusters
 from moslora.data.encode import Encoder, encoding
 from moslora.data.sources import data_hash

@@ -6,7 +6,7 @@ from typing import Any
 from transformers import PretrainedConfig
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from moslora.base.engine import context_length
+from moslora.base.shapes import context_length
 from moslora.data.encode import Encoder
 from moslora.errors import UsageError
 from moslora.evaluation.generate import Generate, OpenAnswers

@@ -20,7 +20,7 @@ from moslora.kernels.linear import FrozenLinear
 from moslora.plan.step import decoder_layers, multiplied_twice
 from moslora.processes.devices import device
 from moslora.recipe import ModelSection, Recipe
-from moslora.training.loop import Parts, accumulate
+from moslora.training.loop import TrainState, accumulate
 from moslora.training.optimizer import update
 from moslora.training.prepare import prepare
 
@@ -204,24 +204,24 @@ def in_words(*ends: float) -> str:
 def probe(recipe: Recipe, *, count: int = PROBED_STEPS) -> float:
     """Tokens a second of ``count`` steps of ``recipe``, run here in one process; nothing is kept."""
     on_cpu = device().type == "cpu"  # otherwise accelerate would take a Mac's GPU, on which nothing here trains
-    parts, _ = prepare(Accelerator(mixed_precision="no", cpu=on_cpu), recipe)
-    if len(parts.plan) <= count:
-        raise UsageError(f"--probe: needs a run of {count + 1} steps, and this one has {len(parts.plan)}; leave it out")
-    parts.objective.train()
+    state, _ = prepare(Accelerator(mixed_precision="no", cpu=on_cpu), recipe)
+    if len(state.plan) <= count:
+        raise UsageError(f"--probe: needs a run of {count + 1} steps, and this one has {len(state.plan)}; leave it out")
+    state.objective.train()
     tokens = 0
     seconds = 0.0
     for step in range(count + 1):
-        rows = parts.drawn(step)
-        took = timed_step(parts, rows)
+        rows = state.drawn(step)
+        took = timed_step(state, rows)
         if step:
             seconds += took
             tokens += sum(len(row.input_ids) for row in rows)
     return tokens / seconds
 
 
-def timed_step(parts: Parts, rows: Sequence[Encoded]) -> float:
+def timed_step(state: TrainState, rows: Sequence[Encoded]) -> float:
     """Seconds of a step with ``rows``."""
     began = time.perf_counter()
-    accumulate(parts, rows)
-    update(parts.optimizer, parts.scaler, max_norm=parts.settings.max_grad_norm).tolist()  # waits for the device
+    accumulate(state, rows)
+    update(state.optimizer, state.scaler, max_norm=state.settings.max_grad_norm).tolist()  # waits for the device
     return time.perf_counter() - began

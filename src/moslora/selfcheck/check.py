@@ -9,7 +9,7 @@ import torch
 import transformers
 from accelerate import Accelerator
 
-from moslora.base.check import choose_engine
+from moslora.base.engine_choice import choose_engine
 from moslora.base.engines import engine_of
 from moslora.base.failures import or_out_of_memory
 from moslora.base.shapes import meta_model
@@ -111,10 +111,10 @@ def real_step(recipe: Recipe) -> list[list[str]]:
     needed = memory(run.model, recipe.model, largest, Devices(on_gpu), rank_budget=training.rank_budget is not None)
     before = peak_memory_gb()
     with or_out_of_memory("out of GPU memory; moslora plan says what would fit"):
-        parts, _ = prepare(Accelerator(mixed_precision="no", cpu=not on_gpu), recipe, inputs=inputs)
-        rehearse(parts, first_step=0)
-        rows = parts.drawn(0)
-        seconds = timed_step(parts, rows)
+        state, _ = prepare(Accelerator(mixed_precision="no", cpu=not on_gpu), recipe, inputs=inputs)
+        rehearse(state, first_step=0)
+        rows = state.drawn(0)
+        seconds = timed_step(state, rows)
     tokens = sum(len(row.input_ids) for row in rows)
     total = cost(
         run.model,
@@ -122,7 +122,7 @@ def real_step(recipe: Recipe) -> list[list[str]]:
         tokens=tokens,
         labels=label_count(rows),
         row=tokens / len(rows),
-        passes=len(parts.passes(rows)),
+        passes=len(state.passes(rows)),
     )
     if on_gpu:
         times = []

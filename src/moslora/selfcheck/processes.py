@@ -21,7 +21,7 @@ from moslora.processes.launch import launch
 from moslora.recipe import TrainingSection
 from moslora.selfcheck.piece import Draw, Finding, distance
 from moslora.selfcheck.steps import MICRO_BATCH_TOKENS, ROWS, SMALL_LLAMA, small_model
-from moslora.training.loop import Parts, accumulate
+from moslora.training.loop import TrainState, accumulate
 from moslora.training.objective import LabelLoss
 from moslora.training.optimizer import build_optimizer
 from moslora.training.prepare import distribute
@@ -71,7 +71,7 @@ def _off(strategy: Strategy) -> float:
     loss, _ = LabelLoss(model).train()(collate(ROWS, device=draw.device))
     expected = torch.autograd.grad(loss / label_count(ROWS), draw.learned)
     accelerator = Accelerator(mixed_precision="no", cpu=draw.device.type == "cpu")
-    parts = Parts(
+    state = TrainState(
         accelerator=accelerator,
         settings=TrainingSection(),
         model=model,
@@ -82,7 +82,7 @@ def _off(strategy: Strategy) -> float:
         plan=None,  # type: ignore[arg-type]  # it cuts epochs into steps, and this is one
         micro_batch_tokens=MICRO_BATCH_TOKENS,
     )
-    accumulate(parts, ROWS)
+    accumulate(state, ROWS)
     gradients: Any = [weight.grad for weight in draw.learned]
     return max(map(distance, gradients, expected))
 

@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel
 
 from moslora.adapters import SharedInputLayers
-from moslora.base.engine import use_own_modules
 from moslora.base.engines import Own, Transformers, engine_of
 from moslora.base.load import recompute_layers
+from moslora.base.own_engine import use_own_modules
 from moslora.base.twin import small_config
 from moslora.data.encode import Encoded
 from moslora.data.prepared import RowTable
 from moslora.data.steps import StepPlan, collate, label_count
 from moslora.recipe import TrainingSection
 from moslora.selfcheck.piece import PLAIN_STEP, Draw, Piece
-from moslora.training.loop import Parts, train
+from moslora.training.loop import TrainState, train
 from moslora.training.objective import LabelLoss
 from moslora.training.optimizer import build_optimizer
 
@@ -87,7 +87,7 @@ def training_loop(draw: Draw, *, config: PretrainedConfig) -> Sequence[Tensor]:
             adamw.zero_grad()
     else:
         accelerator = Accelerator(mixed_precision="no", cpu=draw.device.type == "cpu")
-        parts = Parts(
+        state = TrainState(
             accelerator=accelerator,
             settings=settings,
             model=model,
@@ -99,7 +99,7 @@ def training_loop(draw: Draw, *, config: PretrainedConfig) -> Sequence[Tensor]:
             micro_batch_tokens=MICRO_BATCH_TOKENS,
         )
         train(
-            parts,
+            state,
             first_step=0,
             report=lambda _, *, loss, **others: losses.append(torch.tensor(loss)),
             checkpoint=lambda _: None,

@@ -33,7 +33,7 @@ BUCKETS = 4
 
 
 @dataclass(frozen=True)
-class Parts:
+class TrainState:
     """Everything one run trains with; the same on every process."""
 
     accelerator: Accelerator
@@ -118,7 +118,7 @@ class Parts:
 
 
 def train(
-    parts: Parts,
+    state: TrainState,
     *,
     first_step: int,
     report: Callable[..., None],
@@ -132,44 +132,44 @@ def train(
         first_step: optimizer updates already done.
         report: called after each update with its number, ``tokens`` (no padding), ``examples`` and metrics by name.
         checkpoint: called with the number of updates done, on every process.
-        validate: called likewise, and with 0 before the first step; tells ``parts.selection`` what it found, and
+        validate: called likewise, and with 0 before the first step; tells ``state.selection`` what it found, and
             returns whether it is the best so far.
         stop_requested: called after each step, on every process; one true stops all.
 
     Returns:
-        The number of updates done: ``len(parts.plan)``, or fewer after a stop, or where patience ran out. The last
+        The number of updates done: ``len(state.plan)``, or fewer after a stop, or where patience ran out. The last
         one has a checkpoint.
 
     Raises:
         Diverged: a loss or gradient is not finite.
     """
-    settings = parts.settings
-    optimizer = parts.optimizer
-    total = len(parts.plan)
+    settings = state.settings
+    optimizer = state.optimizer
+    total = len(state.plan)
     warmup = settings.warmup(total)
     overflows_in_a_row = 0
-    begun = None  # the gradient of the next step, after its first forward pass
-    parts.objective.train()
-    if parts.selection.patience_ran_out:  # the run was killed after its last step
+    started = None  # the gradient of the next step, after its first forward pass
+    state.objective.train()
+    if state.selection.patience_ran_out:  # the run was killed after its last step
         return first_step
     if first_step == 0:
         validate(0)
     for step in range(first_step, total):
-        rows = parts.drawn(step)
-        if begun is None:
-            begun = begin(parts, step)
+        rows = state.drawn(step)
+        if started is None:
+            started = start_step(state, step)
         set_rate(optimizer, rate_factor(step, schedule=settings.schedule, warmup_steps=warmup, total_steps=total))
 
-        losses = accumulate(parts, rows, begun)
-        norm = update(optimizer, parts.scaler, max_norm=settings.max_grad_norm)
+        losses = accumulate(state, rows, started)
+        norm = update(optimizer, state.scaler, max_norm=settings.max_grad_norm)
         done = step + 1
         validates = done % settings.validate_every == 0 or done == total
         saves = done % settings.checkpoint_every == 0 or done == total
-        numbers = _reduced(parts.accelerator, losses, norm, stop=stop_requested())
-        begun = None
-        if parts.looks_ahead and not (validates or saves):
+        numbers = _reduced(state.accelerator, losses, norm, stop=stop_requested())
+        started = None
+        if state.looks_ahead and not (validates or saves):
             # The host waits, once a step, for the numbers; the device has the next pass to compute then.
-            begun = begin(parts, done)
+            started = start_step(state, done)
         loss, penalty, stop, gradient_norm = numbers()
 
         is_finite = math.isfinite(loss + penalty + gradient_norm)
@@ -177,18 +177,18 @@ def train(
             overflows_in_a_row = 0
         else:
             overflows_in_a_row += 1
-            if not parts.scaler.is_enabled() or overflows_in_a_row == SKIPS_IN_A_ROW:
+            if not state.scaler.is_enabled() or overflows_in_a_row == SKIPS_IN_A_ROW:
                 raise _not_finite(step, loss=loss + penalty, norm=gradient_norm, rows=rows)
 
         values = {"loss": loss, "grad_norm": gradient_norm, "learning_rate": optimizer.param_groups[0]["lr"]}
-        if parts.budget is not None:
-            values |= parts.budget.prune(done, skipped=not is_finite)
+        if state.budget is not None:
+            values |= state.budget.prune(done, skipped=not is_finite)
         if penalty:
             values["penalty"] = penalty
 
         report(done, tokens=sum(len(row.input_ids) for row in rows), examples=len(rows), **values)
         is_best = validates and validate(done)
-        ends = stop or done == total or parts.selection.patience_ran_out
+        ends = stop or done == total or state.selection.patience_ran_out
         if ends or saves or (is_best and settings.result == "best"):
             checkpoint(done)
         if ends:
@@ -216,26 +216,26 @@ def _reduced(accelerator: Accelerator, losses: Tensor, norm: Tensor, *, stop: bo
     return read
 
 
-def rehearse(parts: Parts, *, first_step: int) -> None:
+def rehearse(state: TrainState, *, first_step: int) -> None:
     """Computes the step with the largest pass of any process, from ``first_step`` on, and throws its gradient away:
     what does not fit into a GPU's memory says so now, not in hours.
 
     The optimizer's moments are there by then, as in any step but the first; they stay, and training changes by no bit.
     """
-    lengths = parts.rows.lengths()
-    processes = parts.accelerator.num_processes
+    lengths = state.rows.lengths()
+    processes = state.accelerator.num_processes
 
     def size_of_largest_pass(step: int) -> int:
-        drawn = [lengths[row] for row in parts.plan[step]]
-        if parts.replay is not None:
-            drawn = [len(row.input_ids) for row in parts.drawn(step)]
-        tokens = parts.micro_batch_tokens
-        return largest_micro_batch(drawn, processes=processes, tokens=tokens, pads=parts.engine.pads)
+        drawn = [lengths[row] for row in state.plan[step]]
+        if state.replay is not None:
+            drawn = [len(row.input_ids) for row in state.drawn(step)]
+        tokens = state.micro_batch_tokens
+        return largest_micro_batch(drawn, processes=processes, tokens=tokens, pads=state.engine.pads)
 
-    step = max(range(first_step, len(parts.plan)), key=size_of_largest_pass)
-    make_moments(parts.optimizer)
-    parts.objective.train()
-    accumulate(parts, parts.drawn(step))
+    step = max(range(first_step, len(state.plan)), key=size_of_largest_pass)
+    make_moments(state.optimizer)
+    state.objective.train()
+    accumulate(state, state.drawn(step))
 
 
 def seed_step(seed: int, *, step: int, process: int) -> None:
@@ -244,15 +244,15 @@ def seed_step(seed: int, *, step: int, process: int) -> None:
     torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-def begin(parts: Parts, step: int) -> Iterator[Tensor]:
+def start_step(state: TrainState, step: int) -> Iterator[Tensor]:
     """The gradient of ``step``, for `accumulate`, with its first forward pass on its way."""
-    seed_step(parts.plan.seed, step=step, process=parts.accelerator.process_index)
-    gradient = _gradient(parts, parts.drawn(step))
+    seed_step(state.plan.seed, step=step, process=state.accelerator.process_index)
+    gradient = _gradient(state, state.drawn(step))
     next(gradient)
     return gradient
 
 
-def accumulate(parts: Parts, rows: Sequence[Encoded], begun: Iterator[Tensor] | None = None) -> Tensor:
+def accumulate(state: TrainState, rows: Sequence[Encoded], started: Iterator[Tensor] | None = None) -> Tensor:
     """Computes the gradient of one step, and returns this process's share of its loss.
 
     The step's loss is (1/N) Σ −log p(label) over the N label tokens of all its rows. It does not depend on the number
@@ -261,37 +261,37 @@ def accumulate(parts: Parts, rows: Sequence[Encoded], begun: Iterator[Tensor] | 
 
     Args:
         rows: of the whole step, the same on every process.
-        begun: what `begin` has returned for them.
+        started: what `start_step` returned for them.
 
     Returns:
         Float32 ``(2,)``, label loss and penalty; the shares of all processes add up to the step's.
     """
-    *_, share = begun or _gradient(parts, rows)
+    *_, share = started or _gradient(state, rows)
     return share
 
 
-def _gradient(parts: Parts, rows: Sequence[Encoded]) -> Iterator[Tensor]:
+def _gradient(state: TrainState, rows: Sequence[Encoded]) -> Iterator[Tensor]:
     """Adds the gradient up: pauses after the first forward pass, and gives the share of the loss at the end."""
-    passes = parts.passes(rows)
+    passes = state.passes(rows)
     labels = label_count(rows)
     tokens = sum(len(row.input_ids) for row in rows)
-    share = torch.zeros(2, device=parts.accelerator.device)
-    gradient = parts.scaler.scale(torch.ones_like(share))
-    parts.optimizer.zero_grad()
+    share = torch.zeros(2, device=state.accelerator.device)
+    gradient = state.scaler.scale(torch.ones_like(share))
+    state.optimizer.zero_grad()
     for number, of_pass in enumerate(passes, start=1):
-        batch = parts.micro_batch(of_pass, training=True)
+        batch = state.micro_batch(of_pass, training=True)
         weight = sum(len(row.input_ids) for row in of_pass) / tokens
-        with parts.folded_layers.folded(parts.model.dtype):
-            loss, penalty = parts.objective(batch)
+        with state.folded_layers.folded(state.model.dtype):
+            loss, penalty = state.objective(batch)
             losses = torch.stack([loss / labels, penalty * weight])
             if number == 1:
                 yield share
             if number == len(passes):
-                parts.gradients.begin()
+                state.gradients.begin()
             losses.backward(gradient)
         share += losses.detach()
-    parts.gradients.finish()
-    describe_batch(parts.adapters)  # forget the batch
+    state.gradients.finish()
+    describe_batch(state.adapters)  # forget the batch
     yield share
 
 

@@ -12,10 +12,10 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from moslora.adapters import task_names
 from moslora.base.adapted import adapted_layers, adapters_of, own_parameters, with_adapters
-from moslora.base.engine import independent_length
 from moslora.base.failures import fitting
 from moslora.base.identity import fingerprint
 from moslora.base.load import choose_engine_of, in_files, load_tokenizer, read_base, stored_names
+from moslora.base.shapes import independent_length
 from moslora.base.sharded import read_on_host, shard_base, shards
 from moslora.choices import Strategy
 from moslora.data.encode import Encoder
@@ -29,7 +29,7 @@ from moslora.runs.adapter_folder import AdapterFolder
 from moslora.runs.best import Best
 from moslora.runs.continued import Continued
 from moslora.training.budget import RankBudget
-from moslora.training.loop import Parts
+from moslora.training.loop import TrainState
 from moslora.training.objective import LabelLoss
 from moslora.training.optimizer import build_optimizer
 from moslora.training.questions import refuse_too_few_questions
@@ -64,7 +64,7 @@ def prepare(
     start: AdapterFolder | Continued | None = None,
     *,
     inputs: Inputs | None = None,
-) -> tuple[Parts, TrainingData]:
+) -> tuple[TrainState, TrainingData]:
     """Loads and builds everything; the adapters take the weights of ``start``, if given."""
     keep_freed_memory()
     set_seed(recipe.seed)
@@ -89,7 +89,7 @@ def prepare(
     tokens = recipe.training.micro_batch_tokens
     if tokens is None:
         tokens = default_micro_batch_tokens(on_gpu=accelerator.device.type != "cpu")
-    parts = Parts(
+    state = TrainState(
         accelerator=accelerator,
         settings=recipe.training,
         model=model,
@@ -105,7 +105,7 @@ def prepare(
         # Steps at which a rank budget still has entries to drop are not chosen.
         selection=Selection(recipe.training, budget.reached_at if budget else 1, Best(recipe.training.best_by)),
     )
-    return parts, inputs.data
+    return state, inputs.data
 
 
 def _refuse_dependent_rows(config: PretrainedConfig, max_length: int) -> None:

@@ -15,7 +15,7 @@ from moslora.evaluation.batches import batch_budget
 from moslora.evaluation.model import Local, Writing
 from moslora.recipe import Recipe
 from moslora.runs.answers import order_key
-from moslora.training.loop import Parts
+from moslora.training.loop import TrainState
 
 MORE_TOKENS = 16
 """Tokens that a written answer may have beyond the longest wanted one of its task."""
@@ -64,14 +64,14 @@ class Sampler:
     tasks: dict[str, dict[str, TokenPair]]
 
     @classmethod
-    def of(cls, parts: Parts, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, rows: RowTable) -> "Sampler":
+    def of(cls, state: TrainState, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, rows: RowTable) -> "Sampler":
         """The first `training.samples` of the validation ``rows`` in the order of `order_key`."""
         ordered = sorted(range(len(rows)), key=lambda place: order_key(rows[place].id))
         tasks: dict[str, dict[str, TokenPair]] = {}
         for place in ordered[: recipe.training.samples]:
             tasks.setdefault(rows.tasks[place], {})[rows[place].id] = rows.last_answer(place)
-        tokens = recipe.evaluation.batch_tokens or batch_budget(parts.model.device)
-        return cls(Local(parts.model, tokenizer, tokens), tasks)
+        tokens = recipe.evaluation.batch_tokens or batch_budget(state.model.device)
+        return cls(Local(state.model, tokenizer, tokens), tasks)
 
     def write(self) -> Samples:
         """Write the answers. The model is in evaluation mode; no random number is drawn."""

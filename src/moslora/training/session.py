@@ -25,12 +25,12 @@ from moslora.runs.origin import predecessor_of
 from moslora.runs.resuming import newest_saved
 from moslora.runs.run import CHECKPOINTS, RUN, Run
 from moslora.runs.trackers import refuse_missing_trackers
+from moslora.training.checkpoints import restore
 from moslora.training.launch import refuse_too_many_processes
 from moslora.training.prepare import Inputs, gather_inputs, prepare
 from moslora.training.questions import validation_questions
 from moslora.training.run_card import packages, record_outcome
 from moslora.training.samples import Sampler
-from moslora.training.state import restore
 from moslora.training.train import Training
 from moslora.training.validation import QUESTIONS, Validator
 
@@ -115,12 +115,12 @@ def _train_in_group(recipe: Recipe, run: Run, start: AdapterFolder | Continued |
             " training.strategy=fsdp shards the base"
         )
     liger.agree()
-    parts, data = prepare(accelerator, recipe, start, inputs=inputs)
+    state, data = prepare(accelerator, recipe, start, inputs=inputs)
     predecessor = start.predecessor if start is not None else None
     asked_before = start.manifest.get(QUESTIONS) if isinstance(start, AdapterFolder) else None
-    questions = validation_questions(parts.model, inputs.tokenizer, recipe, data, count=asked_before)
-    sampler = Sampler.of(parts, inputs.tokenizer, recipe, data.validation) if recipe.training.samples else None
-    training = Training(run, recipe, parts, data, Validator(data.validation, questions, sampler), predecessor)
+    questions = validation_questions(state.model, inputs.tokenizer, recipe, data, count=asked_before)
+    sampler = Sampler.of(state, inputs.tokenizer, recipe, data.validation) if recipe.training.samples else None
+    training = Training(run, recipe, state, data, Validator(data.validation, questions, sampler), predecessor)
     first_step = _resume(training, start) if isinstance(start, AdapterFolder) else 0
     training.begin()
     done = training.train(first_step)
@@ -133,7 +133,7 @@ def _resume(training: Training, saved: AdapterFolder) -> int:
     Raises:
         UsageError: the rows, or the tokenizer that reads them, are not those of ``saved``.
     """
-    restore(saved, training.parts)
+    restore(saved, training.state)
     manifest = saved.manifest
     fix = "restore them, or start a new run with name=… or --out"
     then = manifest["data"]
@@ -146,7 +146,7 @@ def _resume(training: Training, saved: AdapterFolder) -> int:
         if now.replay is not None:
             changed += ", or a text of data.replay,"
         raise UsageError(f"{training.run.path}: the training rows have other tokens now: {changed} changed; {fix}")
-    say(f"resuming after step {manifest['step']} of {len(training.parts.plan)}")
+    say(f"resuming after step {manifest['step']} of {len(training.state.plan)}")
     facts = training.facts(steps=0)
     for key in ("processes", "micro_batch_tokens", ENGINE):
         if manifest.get(key, facts[key]) != facts[key]:

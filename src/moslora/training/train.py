@@ -27,9 +27,9 @@ from moslora.runs.manifest import WEIGHTS
 from moslora.runs.origin import Origin
 from moslora.runs.run import Run
 from moslora.runs.trackers import record
-from moslora.training.loop import Parts, rehearse, train
+from moslora.training.checkpoints import copied_state, delete_old_checkpoints, save_checkpoint
+from moslora.training.loop import TrainState, rehearse, train
 from moslora.training.run_card import describe, git_state, hardware, kernels, packages, record_outcome, strategy
-from moslora.training.state import copied_state, delete_old_checkpoints, save_checkpoint
 from moslora.training.stopping import stop_requests
 from moslora.training.tracking import Tracker
 from moslora.training.validation import QUESTIONS, Validator, in_fields
@@ -41,7 +41,7 @@ class Training:
 
     run: Run
     recipe: Recipe
-    parts: Parts
+    state: TrainState
     data: TrainingData
     validator: Validator
     predecessor: Origin | None = None  # the adapter that it continues
@@ -50,13 +50,13 @@ class Training:
     def facts(self, *, steps: int) -> dict[str, Any]:
         """Facts for the manifest after ``steps`` updates, and for the card."""
         facts = {
-            "data": self.data.facts(self.parts.plan, steps=steps),
+            "data": self.data.facts(self.state.plan, steps=steps),
             "encoding": self.data.encoding,
             "packages": packages(self.recipe),
             "trained_rows": len(self.data.rows),
-            "processes": self.parts.accelerator.num_processes,
-            ENGINE: self.parts.engine.name,
-            "micro_batch_tokens": self.parts.micro_batch_tokens,
+            "processes": self.state.accelerator.num_processes,
+            ENGINE: self.state.engine.name,
+            "micro_batch_tokens": self.state.micro_batch_tokens,
             QUESTIONS: self.validator.question_count,
         }
         if self.predecessor is not None:
@@ -66,18 +66,18 @@ class Training:
     def begin(self) -> None:
         """Writes the recipe and ``run.json``, and prints what the run is."""
         recipe = self.recipe
-        parts = self.parts
+        state = self.state
         if is_main_process():
-            model = parts.model
-            device = parts.accelerator.device
-            steps = len(parts.plan)
+            model = state.model
+            device = state.accelerator.device
+            steps = len(state.plan)
             facts = self.facts(steps=steps)
             versions = {"python": platform.python_version(), **facts.pop("packages")}
             card = {
                 "base_fingerprint": fingerprint(recipe.model.name, revision=recipe.model.revision),
                 **facts,
                 "steps": steps,
-                **strategy(parts.objective),
+                **strategy(state.objective),
                 "trainable_parameters": model.num_parameters(only_trainable=True),
                 "versions": versions,
                 "git": git_state(),
@@ -87,7 +87,7 @@ class Training:
             self.run.begin(recipe, card)
             with replacing(self.run.contents) as contents:
                 contents.write_bytes(self.data.contents)
-        lines = describe(parts.model, parts.plan, base=recipe.model, adapter=recipe.adapter, training=recipe.training)
+        lines = describe(state.model, state.plan, base=recipe.model, adapter=recipe.adapter, training=recipe.training)
         if self.predecessor is not None:
             lines.append(f"continues {self.predecessor.with_hash}")
         for line in (*lines, *self.data.remarks(), *self.validator.remarks()):
@@ -96,7 +96,7 @@ class Training:
     def train(self, first_step: int) -> int:
         """Runs the steps from ``first_step`` on, and returns the number of updates done: all, or fewer where patience
         ran out. Ends in `Interrupted`, with a checkpoint, on Ctrl-C or SIGTERM."""
-        total = len(self.parts.plan)
+        total = len(self.state.plan)
         with ExitStack() as stack:
             records = []
             if is_main_process():
@@ -105,9 +105,9 @@ class Training:
                     records.append(stack.enter_context(of_name))
             signals = stack.enter_context(stop_requests())
             writer = stack.enter_context(ThreadPoolExecutor(1))  # whatever happens, its end is waited for
-            is_done = first_step == total or self.parts.selection.patience_ran_out
-            if self.parts.accelerator.device.type != "cpu" and not is_done:
-                rehearse(self.parts, first_step=first_step)
+            is_done = first_step == total or self.state.selection.patience_ran_out
+            if self.state.accelerator.device.type != "cpu" and not is_done:
+                rehearse(self.state, first_step=first_step)
                 shorten_waits()
             line = stack.enter_context(Line(total - first_step, f"step {first_step}/{total}"))
             tracker = Tracker(
@@ -118,9 +118,9 @@ class Training:
                 log_every=self.recipe.training.log_every,
                 records=records,
             )
-            tracker.validated = [self.parts.selection.so_far]
+            tracker.validated = [self.state.selection.so_far]
             done = train(
-                self.parts,
+                self.state,
                 first_step=first_step,
                 report=tracker.log_step,
                 checkpoint=partial(self.checkpoint, writer),
@@ -128,8 +128,8 @@ class Training:
                 stop_requested=lambda: bool(signals),
             )
             self.wait_for_checkpoint()
-        self.parts.accelerator.wait_for_everyone()
-        if done == total or self.parts.selection.patience_ran_out:
+        self.state.accelerator.wait_for_everyone()
+        if done == total or self.state.selection.patience_ran_out:
             return done
         raise Interrupted(
             f"stopped after step {done} of {total}; all is saved. Resume with: {self.run.resume_command}",
@@ -140,11 +140,11 @@ class Training:
         """Copies the state after ``step`` updates, which ``writer`` saves while the training goes on."""
         if is_main_process():
             self.wait_for_checkpoint()
-            parts = self.parts
-            facts = {**self.facts(steps=step), "step": step, "scaler": parts.scaler.state_dict()}
-            facts |= parts.selection.facts
-            state = copied_state(parts)
-            saving = writer.submit(save_checkpoint, self.run, state, self.recipe, step=step, facts=facts)
+            state = self.state
+            facts = {**self.facts(steps=step), "step": step, "scaler": state.scaler.state_dict()}
+            facts |= state.selection.facts
+            files = copied_state(state)
+            saving = writer.submit(save_checkpoint, self.run, files, self.recipe, step=step, facts=facts)
             self.writing.append(saving)
 
     def wait_for_checkpoint(self) -> None:
@@ -157,14 +157,14 @@ class Training:
         something."""
         if not self.data.validation:
             return False
-        selection = self.parts.selection
-        metrics, samples = self.validator.measure(self.parts)
+        selection = self.state.selection
+        metrics, samples = self.validator.measure(self.state)
         fields = in_fields(metrics)
         tracker.record({"step": step, **metrics}, samples)
         is_best = selection.consider(step, metrics[f"validation_{selection.best.by}"])
         tracker.validated = [selection.so_far, *fields]
         remark = selection.remark(step, start=self.run.validation_at_start(selection.best.by))
-        say("  ".join(filter(None, [f"step {step}/{len(self.parts.plan)}", *fields, remark])))
+        say("  ".join(filter(None, [f"step {step}/{len(self.state.plan)}", *fields, remark])))
         for line_of_sample in samples.lines():
             say(line_of_sample)
         if step == 0:
@@ -180,21 +180,21 @@ class Training:
             for line in ending(self.run.facts, self.recipe.training):
                 say(line)
             say(f"adapter saved in {result}")
-        self.parts.accelerator.wait_for_everyone()
+        self.state.accelerator.wait_for_everyone()
         return result
 
     def _save_result(self, steps: int) -> None:
-        moved = any(state["exp_avg"].any() for state in self.parts.optimizer.state.values())
-        if not (moved and has_learned(self.parts.model)):
+        moved = any(moments["exp_avg"].any() for moments in self.state.optimizer.state.values())
+        if not (moved and has_learned(self.state.model)):
             raise MosloraError(f"nothing was learned: after {steps} steps the adapter is still as it started")
         # Those that a killed process left, before there is a result, with which the run is finished.
         delete_old_checkpoints(self.run, step=steps, training=self.recipe.training)
-        facts = self.parts.selection.facts
+        facts = self.state.selection.facts
         if facts:
             facts[TRAINED_STEPS] = steps
-        weights = adapter_state(self.parts.model)
+        weights = adapter_state(self.state.model)
         if self.recipe.training.result == "best":
-            best = self.parts.selection.best
+            best = self.state.selection.best
             if best.step is None:
                 fix = "try a lower training.learning_rate"
                 raise MosloraError(f"{self.run.path}: {best}, so no step is the best; {fix}")

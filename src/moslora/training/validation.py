@@ -14,7 +14,7 @@ from moslora.runs.answers import by_task
 from moslora.runs.best import format_value
 from moslora.runs.intervals import FEWEST_FOR_PERCENT, Mean, mean_of
 from moslora.runs.outcomes import right
-from moslora.training.loop import Parts
+from moslora.training.loop import TrainState
 from moslora.training.samples import NO_SAMPLES, Sampler, Samples
 
 QUESTIONS = "validation_questions"
@@ -47,17 +47,17 @@ class Validator:
         protocol = self.questions.prepared.conditions.protocol
         return [f"{asked}, by protocol {protocol}, before the first step and at each validation"]
 
-    def measure(self, parts: Parts) -> tuple[dict[str, float], Samples]:
-        """Validates the model of ``parts`` as it is. No random number is drawn, and nothing of the training changes.
+    def measure(self, state: TrainState) -> tuple[dict[str, float], Samples]:
+        """Validates the model of ``state`` as it is. No random number is drawn, and nothing of the training changes.
 
         Returns:
             By their names in ``metrics.jsonl`` the mean loss over the label tokens of the rows, in nats, and the share
             of the questions answered right, if there are any. The same on every process. And the samples.
         """
-        objective = parts.objective
+        objective = state.objective
         objective.eval()  # without dropout
         try:
-            found = {"validation_loss": self.loss(parts)}
+            found = {"validation_loss": self.loss(state)}
             if self.questions is not None:
                 answered = _answered(self.questions)
                 found |= {"validation_accuracy": answered.value, QUESTIONS: answered.n}
@@ -69,13 +69,13 @@ class Validator:
             describe_batch(objective)  # its adapters know of no batch
 
     @torch.no_grad()
-    def loss(self, parts: Parts) -> float:
+    def loss(self, state: TrainState) -> float:
         """The mean loss per label token of the rows."""
-        total = torch.zeros((), device=parts.accelerator.device)
-        for batch in parts.passes(self.rows):
-            loss, _ = parts.objective(parts.micro_batch(batch, training=False))
+        total = torch.zeros((), device=state.accelerator.device)
+        for batch in state.passes(self.rows):
+            loss, _ = state.objective(state.micro_batch(batch, training=False))
             total += loss
-        return float(parts.accelerator.reduce(total, reduction="sum")) / self.rows.label_count()
+        return float(state.accelerator.reduce(total, reduction="sum")) / self.rows.label_count()
 
 
 def in_fields(metrics: Mapping[str, float]) -> list[str]:

@@ -24,18 +24,18 @@ from moslora.runs.adapter_folder import AdapterFolder, load_tensors
 from moslora.runs.manifest import WEIGHTS, read_manifest
 from moslora.runs.resuming import best_checkpoint
 from moslora.runs.run import Run
-from moslora.training.loop import Parts
+from moslora.training.loop import TrainState
 from moslora.training.optimizer import fresh_moments, trainable
 
 OPTIMIZER = "optimizer.safetensors"
 BUDGET = "rank_budget.safetensors"
 
 
-def copied_state(parts: Parts) -> dict[str, dict[str, Tensor]]:
+def copied_state(state: TrainState) -> dict[str, dict[str, Tensor]]:
     """A checkpoint's tensors by file name, as they are now: copies on the host, which training does not change."""
-    files = {WEIGHTS: adapter_state(parts.model), OPTIMIZER: _moments(parts)}
-    if parts.budget is not None:
-        files[BUDGET] = parts.budget.averages
+    files = {WEIGHTS: adapter_state(state.model), OPTIMIZER: _moments(state)}
+    if state.budget is not None:
+        files[BUDGET] = state.budget.averages
     copies = {}
     for name, tensors in files.items():
         copies[name] = {key: value.detach().to("cpu", copy=True) for key, value in tensors.items()}
@@ -43,10 +43,10 @@ def copied_state(parts: Parts) -> dict[str, dict[str, Tensor]]:
 
 
 def save_checkpoint(
-    run: Run, state: Mapping[str, Mapping[str, Tensor]], recipe: Recipe, *, step: int, facts: Mapping[str, Any]
+    run: Run, files: Mapping[str, Mapping[str, Tensor]], recipe: Recipe, *, step: int, facts: Mapping[str, Any]
 ) -> None:
     """Writes ``checkpoints/step-N``, an adapter folder with the optimizer's state, and deletes old ones."""
-    save_adapter(run.checkpoint(step), state, recipe, facts=facts)
+    save_adapter(run.checkpoint(step), files, recipe, facts=facts)
     delete_old_checkpoints(run, step=step, training=recipe.training)
 
 
@@ -67,19 +67,19 @@ def delete_old_checkpoints(run: Run, *, step: int, training: TrainingSection) ->
             discard(old)
 
 
-def restore(folder: AdapterFolder, parts: Parts) -> None:
+def restore(folder: AdapterFolder, state: TrainState) -> None:
     """Restores optimizer, scaler, budget and selection from a checkpoint, which must fit this run."""
-    parameters = dict(parts.model.named_parameters())
-    for key, value in _load_fitting(folder.path / OPTIMIZER, _moments(parts)).items():
+    parameters = dict(state.model.named_parameters())
+    for key, value in _load_fitting(folder.path / OPTIMIZER, _moments(state)).items():
         name, _, moment = key.rpartition(":")
         parameter = parameters[name]
-        parts.optimizer.state[parameter][moment] = value.to(parameter.device)  # the fused AdamW counts there, too
-    if parts.budget is not None:
-        averages = parts.budget.averages
+        state.optimizer.state[parameter][moment] = value.to(parameter.device)  # the fused AdamW counts there, too
+    if state.budget is not None:
+        averages = state.budget.averages
         for name, value in _load_fitting(folder.path / BUDGET, averages).items():
             averages[name].copy_(value)
-    parts.scaler.load_state_dict(folder.manifest["scaler"])
-    parts.selection.restore(folder.manifest)
+    state.scaler.load_state_dict(folder.manifest["scaler"])
+    state.selection.restore(folder.manifest)
 
 
 def _load_fitting(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -92,16 +92,16 @@ def _load_fitting(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]
     return saved
 
 
-def _moments(parts: Parts) -> dict[str, Tensor]:
+def _moments(state: TrainState) -> dict[str, Tensor]:
     """AdamW's tensors of every optimised parameter by ``parameter name:moment``.
 
     A parameter that has had no gradient yet (say, after updates that the float16 scaler skipped) gets AdamW's initial
     zeros, so that every file is complete.
     """
-    names = {parameter: name for name, parameter in parts.model.named_parameters()}
+    names = {parameter: name for name, parameter in state.model.named_parameters()}
     found = {}
-    for parameter in trainable(parts.optimizer):
-        moments = parts.optimizer.state.get(parameter)
+    for parameter in trainable(state.optimizer):
+        moments = state.optimizer.state.get(parameter)
         if not moments:
             moments = fresh_moments(parameter)
         for moment, value in moments.items():

@@ -11,8 +11,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from moslora.adapters import adapter_state_dict, inject, named_adapters
-from moslora.base import check
-from moslora.base.check import choose_engine
+from moslora.base import engine_choice
+from moslora.base.engine_choice import choose_engine
 from moslora.base.engines import Own, Transformers, engine_of
 from moslora.base.load import load_base, read_base
 from moslora.base.shapes import meta_model
@@ -161,10 +161,12 @@ def test_it_is_found_where_the_model_is_never_whole(world, scaled):
 
 def test_rounding_is_told_from_a_change_by_the_twin(world, monkeypatch, scaled):
     section = ModelSection(name=str(world / "model"), dtype="bfloat16")
-    monkeypatch.setattr(check, "TOLERANCE_IN_16_BITS", 3e-3)  # as in a model of many layers
+    monkeypatch.setattr(engine_choice, "TOLERANCE_IN_16_BITS", 3e-3)  # as in a model of many layers
     twins = []
-    compare_twin = check._compare_twins
-    monkeypatch.setattr(check, "_compare_twins", lambda *of, **how: (twins.append(of), compare_twin(*of, **how))[1])
+    compare_twin = engine_choice._compare_twins
+    monkeypatch.setattr(
+        engine_choice, "_compare_twins", lambda *of, **how: (twins.append(of), compare_twin(*of, **how))[1]
+    )
     load_base(section)
     assert twins
     scaled(1.001)
@@ -262,8 +264,10 @@ def test_gradients_are_compared_where_the_caller_wants_none(world):
 
 def test_a_verdict_is_kept_for_what_it_is_of(world, monkeypatch):
     compared = []
-    compare = check._why_not
-    monkeypatch.setattr(check, "_why_not", lambda *given, **how: (compared.append(1), compare(*given, **how))[1])
+    compare = engine_choice._why_not
+    monkeypatch.setattr(
+        engine_choice, "_why_not", lambda *given, **how: (compared.append(1), compare(*given, **how))[1]
+    )
 
     def load(kind, **section):
         model = read_base(ModelSection(name=str(world / "model"), **section))

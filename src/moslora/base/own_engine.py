@@ -1,7 +1,7 @@
-"""The base model as training and scoring compute it: with our modules, over concatenated rows without padding."""
+"""Our engine: the base model with our modules, computed over concatenated rows without padding."""
 
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from moslora.kernels.attention import Remembering, as_rows, use_rows
 from moslora.kernels.exchange import exchange
@@ -42,28 +42,3 @@ def text_part(model: PreTrainedModel) -> nn.Module | None:
         return None
     decoder: nn.Module = model.get_decoder()
     return getattr(decoder, "layers", decoder)
-
-
-def context_length(config: PretrainedConfig) -> int | None:
-    """Tokens of a model's longest input; ``None`` if its config does not say."""
-    length = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
-    lengths = [length if isinstance(length, int) and length > 0 else None, independent_length(config)]
-    return min((length for length in lengths if length is not None), default=None)
-
-
-def independent_length(config: PretrainedConfig) -> int | None:
-    """Number of tokens up to which a row's positions do not depend on the longest row of its pass; ``None`` if they
-    never do.
-
-    Beyond their original context, longrope and dynamic RoPE take other frequencies for all rows of a pass.
-    """
-    config = config.get_text_config(decoder=True)
-    ropes = getattr(config, "rope_parameters", None) or {}
-    if "rope_type" in ropes:  # otherwise by kind of layer
-        ropes = {"all": ropes}
-    lengths = [
-        rope.get("original_max_position_embeddings") or config.max_position_embeddings
-        for rope in filter(None, ropes.values())  # some layers have none
-        if rope["rope_type"] == "longrope" or "dynamic" in rope["rope_type"]
-    ]
-    return min(lengths, default=None)

@@ -35,7 +35,7 @@ SETTINGS = ("MOSLORA_PLAIN", "ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "NVIDI
 """Variables of the environment that change what is computed."""
 
 
-def kept(folder: str, of: str, find: Callable[[], Any], *, state: Any = None) -> Any:
+def cached(folder: str, of: str, find: Callable[[], Any], *, state: Any = None) -> Any:
     """What ``find`` returns of what ``of`` names, a JSON value; from the cache's ``folder`` if it was found in the same
     ``state``. A cache that cannot be written only costs time."""
     file = home() / folder / f"{hashlib.sha256(of.encode()).hexdigest()[:32]}.json"
@@ -51,7 +51,7 @@ def kept(folder: str, of: str, find: Callable[[], Any], *, state: Any = None) ->
     return value
 
 
-def kept_verdict(model: PreTrainedModel, decide: Callable[[], str | None], **how: Any) -> str | None:
+def cached_verdict(model: PreTrainedModel, decide: Callable[[], str | None], **how: Any) -> str | None:
     """The verdict on ``model``, compared in this way: why our engine does not compute it, if so. ``decide`` is asked
     where none was kept."""
     gpu = None if model.device.type in ("cpu", "meta") else gpu_module().get_device_name(model.device)
@@ -66,7 +66,7 @@ def kept_verdict(model: PreTrainedModel, decide: Callable[[], str | None], **how
         "settings": [os.environ.get(name) for name in SETTINGS],
         **how,
     }
-    why: str | None = kept("engines", json.dumps(facts, sort_keys=True, default=_in_json), decide)
+    why: str | None = cached("engines", json.dumps(facts, sort_keys=True, default=_in_json), decide)
     return why
 
 

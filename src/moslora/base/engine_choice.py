@@ -21,10 +21,10 @@ from transformers import PreTrainedModel
 
 from moslora.adapters import AdapterLinear, SharedInputLayers, describe_batch, inject, named_adapters
 from moslora.base.adapted import adapters_in
-from moslora.base.engine import text_part, use_own_modules
+from moslora.base.disk_cache import cached_verdict
 from moslora.base.engines import ENDS, SHARED, Batch, Engine, Own, Transformers, relative_error, two_rows
 from moslora.base.failures import UnsupportedModel
-from moslora.base.kept import kept_verdict
+from moslora.base.own_engine import text_part, use_own_modules
 from moslora.base.quantized import quantized_layers
 from moslora.base.twin import limits_what_is_seen, small_twin
 from moslora.choices import EngineChoice
@@ -75,7 +75,7 @@ def choose_engine(
     """Chooses the engine of ``model``, which has transformers' modules, perhaps with adapters; ours gets its modules.
 
     Without ``computed_here``, or where transformers' modules are slow, the twin is computed instead. All processes of a
-    group take what its first one finds, which is kept (`moslora.base.kept`).
+    group take what its first one finds, which is kept (`moslora.base.disk_cache`).
 
     Raises:
         UnsupportedModel: it is not causal, or cannot be computed; or not by our engine, which is ``wanted``.
@@ -88,7 +88,7 @@ def choose_engine(
         if wanted not in ("auto", only):
             raise UsageError(f"model.engine = {wanted}: methods of PEFT are computed by {only}; set auto")
         wanted = only
-    why = kept_verdict(
+    why = cached_verdict(
         model,
         lambda: _why_not(model, wanted, computed_here=computed_here, trust_remote_code=trust_remote_code),
         wanted=wanted,
