@@ -58,7 +58,7 @@ def test_the_merged_model_answers_as_the_adapter_model_in_float32(run, tmp_path,
     """32 real questions, and one of each set alone. The merge is made in float32 as well, so that rounding decides
     nothing.
     """
-    monkeypatch.setattr("moslora.evaluation.scoring.DRIFT_SAMPLE", (1, 1))
+    monkeypatch.setattr("moslora.evaluation.evaluator.DRIFT_SAMPLE", (1, 1))
     folder = open_adapter(run / "adapter")
     in_float32 = folder.recipe.model.model_copy(update={"dtype": "float32"})
     adapted = load_adapted(folder, dtype="float32")

@@ -22,8 +22,8 @@ from moslora.evaluation import Request, evaluate
 from moslora.evaluation.ask import Chat, InWords, ask
 from moslora.evaluation.loading import load
 from moslora.evaluation.model import Writing
-from moslora.evaluation.question import as_example
 from moslora.evaluation.target import open_target
+from moslora.evaluation.typed_question import as_example
 from moslora.recipe import load_recipe
 from moslora.runs.adapted_model import load_adapted
 from moslora.runs.adapter_folder import open_adapter

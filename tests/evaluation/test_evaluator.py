@@ -17,7 +17,7 @@ from evaluation_kit import all_tasks, make_examples, make_model, read_results, t
 from moslora.errors import MosloraError, UsageError
 from moslora.evaluation import Request, evaluate
 from moslora.evaluation.batches import BLOCK_SIZE, blocks
-from moslora.evaluation.scorer import Choice
+from moslora.evaluation.scorers import Choice
 from moslora.runs.answers import order_key
 from moslora.runs.conditions import Leaks
 from moslora.runs.evaluation import is_finished, read_evaluation, read_predictions

@@ -11,8 +11,8 @@ from evaluation_kit import make_examples, make_model, tokenizer
 from moslora.data.encode import Encoder
 from moslora.errors import MosloraError
 from moslora.evaluation import Request, evaluate
-from moslora.evaluation.generate import Generate, find_answer, is_decided
 from moslora.evaluation.model import Local
+from moslora.evaluation.scorers import Generate, find_answer, is_decided
 from moslora.prompts.formats import FORMATS
 from moslora.prompts.instructions import answer_pattern, labels
 from moslora.tasks import Example, Numbered

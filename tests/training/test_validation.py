@@ -16,7 +16,7 @@ from moslora.data.sources import load_training
 from moslora.errors import UsageError
 from moslora.evaluation import Request, evaluate
 from moslora.evaluation.evaluator import PreparedQuestions
-from moslora.evaluation.scorer import Choice
+from moslora.evaluation.scorers import Choice
 from moslora.experiment.file import load_experiment
 from moslora.prompts.formats import FORMATS
 from moslora.recipe import load_recipe

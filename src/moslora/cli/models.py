@@ -236,8 +236,8 @@ def ask(
     The prompt is ARC's, or BoolQ's for yes/no. --task selects another one: a winogrande sentence has a _ where the
     options go, and a hellaswag text starts with its activity and a colon.
     """
-    from moslora.evaluation.question import as_example, read_typed
     from moslora.evaluation.target import open_target
+    from moslora.evaluation.typed_question import as_example, read_typed
 
     how: dict[str, Any] = {"base": base, "dtype": dtype, "engine": engine, "trust_remote_code": trust}
     opened = open_target(target, **how)
@@ -271,7 +271,7 @@ def ask(
 
 def _talk(chat: "Chat") -> None:
     """A conversation in the terminal, up to an empty line."""
-    from moslora.evaluation.question import read_line
+    from moslora.evaluation.typed_question import read_line
 
     while question := read_line(sys.stdin, "> "):
         print(chat.answer(question), flush=True)

@@ -21,11 +21,10 @@ from moslora.errors import UsageError
 from moslora.evaluation.batches import batch_budget
 from moslora.evaluation.loading import load_model, tokenizer_of
 from moslora.evaluation.model import Local
-from moslora.evaluation.question import BARE, as_conversation, as_example
 from moslora.evaluation.request import Request
-from moslora.evaluation.scorer import Scorer
-from moslora.evaluation.scorers import make_encoder, make_scorer
+from moslora.evaluation.scorers import Scorer, make_encoder, make_scorer
 from moslora.evaluation.target import Target
+from moslora.evaluation.typed_question import BARE, as_conversation, as_example
 from moslora.prompts.protocols import PROTOCOLS, ProtocolName, readers
 from moslora.runs.outcomes import log_softmax
 from moslora.runs.predictions import Prediction

@@ -20,8 +20,7 @@ from moslora.errors import MosloraError, by_row, counted, some
 from moslora.evaluation.evaluate_target import LocalSource, ServerSource, asking
 from moslora.evaluation.evaluator import PreparedQuestions
 from moslora.evaluation.loading import tokenizer_of
-from moslora.evaluation.scorer import Scorer
-from moslora.evaluation.scorers import make_encoder, make_scorer
+from moslora.evaluation.scorers import Scorer, make_encoder, make_scorer
 from moslora.evaluation.server import Server
 from moslora.evaluation.target import Target
 from moslora.runs.conditions import AFFECTS_PREDICTIONS, Conditions

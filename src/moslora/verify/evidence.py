@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moslora.choices import DType
-from moslora.evaluation.scorer import EncodedQuestion
+from moslora.evaluation.scorers import EncodedQuestion
 from moslora.runs.conditions import TaskRecord
 from moslora.runs.evaluation import Evaluation
 from moslora.verify.fit import Centered, centered

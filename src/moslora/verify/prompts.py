@@ -14,7 +14,7 @@ import numpy as np
 from moslora.data.encode import EncodedText
 from moslora.evaluation.evaluator import PreparedQuestions
 from moslora.evaluation.model import Served, each_reply
-from moslora.evaluation.scorer import EncodedQuestion
+from moslora.evaluation.scorers import EncodedQuestion
 from moslora.evaluation.server import Misread, Refused, Reply
 from moslora.prompts.formats import Format
 from moslora.prompts.instructions import instruction

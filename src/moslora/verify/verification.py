@@ -18,7 +18,7 @@ from moslora.errors import MosloraError, UsageError, counted, first_line, some
 from moslora.evaluation.evaluate_target import ServerSource, evaluate_target, name_of, prepare
 from moslora.evaluation.evaluator import PreparedQuestions
 from moslora.evaluation.model import Served, open_served
-from moslora.evaluation.scorer import EncodedQuestion
+from moslora.evaluation.scorers import EncodedQuestion
 from moslora.evaluation.server import MISREAD, open_server
 from moslora.evaluation.target import Target, open_target
 from moslora.files import locked, write_text
