@@ -1,4 +1,4 @@
-"""What a person at a terminal sees: one live line, and tables with what decides in bold. A log has plain lines."""
+"""What a person at a terminal sees: one live line. A log has plain lines."""
 
 import io
 import json

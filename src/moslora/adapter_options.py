@@ -1,4 +1,4 @@
-"""The options of adapters, which `moslora.inject` and a recipe share, and what does not go together."""
+"""Options of adapters, shared by `moslora.inject` and recipes, and the combinations of them that cannot work."""
 
 from typing import Literal
 
@@ -24,25 +24,25 @@ class AdapterOptions(StrictModel):
     """Columns of B, for a rectangular dense mixer; null for `rank`."""
 
     alpha: PositiveFloat = 32.0
-    """Numerator of the adapter's scale s; see `scaling`."""
+    """Numerator of the scale s; see `scaling`."""
 
     scaling: Scaling = "lora"
-    """Scale of ΔW. `lora`: s = alpha / rank. `rslora`: s = alpha / √rank (arXiv 2312.03732)."""
+    """Rule for s. `lora`: alpha / rank. `rslora`: alpha / √rank (arXiv 2312.03732)."""
 
     dropout: Share = 0.05
     """Share of the adapter's inputs that are set to zero in training."""
 
     target_modules: Modules = TARGETS
-    """Linear layers to adapt: a list of the last parts of their names, a regular expression for the whole dotted name,
-    or `all-linear` for all but the output layer."""
+    """Linear layers to adapt: a list of the last parts of names, a regular expression for the whole name, or
+    `all-linear` for all but the output layer."""
 
     start: Start = "lora"
-    """Start of A and B. `lora`: A at random, ΔW = 0. `pissa`: ΔW is the principal part of the base, which is removed
-    from it (arXiv 2404.02948). `svd`: B = U and A = ΣVᵀ of the base's largest singular values (arXiv 2405.17604)."""
+    """Start of A and B. `lora`: A random, ΔW = 0. `pissa`: ΔW takes the principal part out of the base (arXiv
+    2404.02948). `svd`: B = U, A = ΣVᵀ of the base's largest singular values (arXiv 2405.17604)."""
 
     trains: Trains = "all"
-    """Weights that learn. `all`: A, B, and M where it has weights. `b`: only B (LoRA-FA, arXiv 2308.03303). `mixer`:
-    only M (LoRA-XS, arXiv 2405.17604)."""
+    """Weights that learn. `all`: A, B and M. `b`: only B (LoRA-FA, arXiv 2308.03303). `mixer`: only M (LoRA-XS, arXiv
+    2405.17604)."""
 
     dora: bool = False
     """Learn the norm of each row of the adapted weight separately (DoRA, arXiv 2402.09353)."""
@@ -52,17 +52,20 @@ class AdapterOptions(StrictModel):
 
     @property
     def scale(self) -> float:
-        """s."""
+        """Scale s of ΔW."""
         if self.scaling == "lora":
             return self.alpha / self.rank
         return self.alpha / self.rank**0.5
 
     def conflicts(self, *, drawn: bool) -> Conflicts:
-        """Options that do not go together, in an adapter that is ``drawn``, or else has weights from elsewhere.
+        """List the combinations of options that cannot work.
 
-        Training must start at the base and be able to leave it: exactly one of B and M starts at zero, M perhaps only
-        near it, and that one learns. With G = ∂L/∂ΔW the gradients are Mᵀ Bᵀ G of A, Bᵀ G Aᵀ of M and G Aᵀ Mᵀ of B: at
-        first only the one at zero has any.
+        Training must start at the base and be able to leave it: exactly one of B and M starts at zero (M perhaps only
+        near it) and learns. With G = ∂L/∂ΔW the gradients are Mᵀ Bᵀ G of A, Bᵀ G Aᵀ of M and G Aᵀ Mᵀ of B. In the first
+        step only the factor at zero has one.
+
+        Args:
+            drawn: the weights are initialised by `start`; false if they come from another adapter.
         """
         mixer = self.mixer
         yield from mixer.conflicts(rank=self.rank, rank_out=self.rank_out)
@@ -70,13 +73,12 @@ class AdapterOptions(StrictModel):
             needs = "DoRA needs one ΔW to normalise by"
             yield "dora mixer.kind", f"{needs}, and {mixer.kind} has one per token or task; set dora: false"
         if drawn and self.trains == "b" and (mixer.starts_at_zero or mixer.routes):
-            # M would keep its start: zero, or a gate that never learned anything.
             fix = "set the mixer's kind to identity, or trains: all"
             keys = "trains mixer.kind mixer.init"
-            yield keys, f"M keeps its initial value, here zero or a random gate, with trains: b; {fix}"
+            yield keys, f"with trains: b M stays at its initial value, which is zero or a random gate; {fix}"
         if not drawn and self.trains == "mixer" and not (isinstance(mixer, DenseOptions) and mixer.train == "learned"):
             keys = "trains mixer.kind mixer.train"
-            yield keys, "M has no weights that learn, and nothing else would; set trains: all"
+            yield keys, "with trains: mixer only M learns, and this M has no weights; set trains: all"
         m_at_zero = mixer.kind == "dense" and mixer.starts_at_zero
         for field, value, usual in (("trains", "mixer", "all"), ("start", "svd", "lora")):
             if getattr(self, field) == value and not m_at_zero and (drawn or field == "start"):

@@ -7,15 +7,11 @@ import sys
 from moslora.process_rank import is_main_process
 
 LABEL = "MOSLORA_LABEL"
-"""Set where several commands print to one terminal: how the lines of this one begin."""
-
-
-class Bold(str):
-    """A text that a terminal shows in bold where it names the row of a table."""
+"""Environment variable with the beginning of each line, set where several commands print to one terminal."""
 
 
 def say(line: str) -> None:
-    """Prints on the main process. A closed pipe or terminal does not end hours of work: the rest is dropped."""
+    """Print a line on the main process. If the pipe or terminal is closed, drop all output and keep working."""
     if not is_main_process():
         return
     try:
@@ -25,16 +21,16 @@ def say(line: str) -> None:
 
 
 def note(line: str) -> None:
-    """Prints a warning that stops nothing."""
+    """Print a warning that stops nothing."""
     say(f"note: {line}")
 
 
 @functools.cache
 def note_once(line: str) -> None:
-    """Prints a warning, once per process."""
+    """Print a warning, once per process."""
     note(line)
 
 
 def drop_output() -> None:
-    """Sends the rest of the standard output to the null device."""
+    """Send the rest of the standard output to the null device."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,7 +1,7 @@
-"""Errors with a message for the user, with which a command ends without a traceback.
+"""Errors with a message for the user, and the words that messages share. A command ends with them without a traceback.
 
-A message is one clear line: what is wrong, where, and the fix. Several faults found together are several lines of
-one error, so that a user fixes them in one go.
+A message is one clear line: what is wrong, where, and the fix. Faults that are found together are several lines of one
+error, so that a user fixes them in one go. Errors of the disk are in `moslora.files`.
 """
 
 import difflib
@@ -31,7 +31,7 @@ class Diverged(MosloraError):
 
 
 class Interrupted(MosloraError):
-    """Stopped by a signal, such as that of Ctrl-C. Exit code 128 + the signal's number."""
+    """A command stopped by a signal, such as that of Ctrl-C. Exit code 128 + the signal's number."""
 
     def __init__(self, message: str, *, signal_number: int) -> None:
         super().__init__(message)
@@ -39,7 +39,7 @@ class Interrupted(MosloraError):
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, raised where Ctrl-C would be, so that both run the same cleanup."""
+    """SIGTERM as an exception, raised where Ctrl-C would be, so that both run the same cleanup."""
 
 
 SHOWN_FAULTS = 20
@@ -47,7 +47,7 @@ SHOWN_FAULTS = 20
 
 
 def some(items: Iterable[object], *, separator: str = ", ", most: int = 3) -> str:
-    """The first ``most`` items, and how many more there are: a large model has thousands of tensors."""
+    """Join the first ``most`` items, and say how many more there are: a large model has thousands of tensors."""
     shown = list(map(str, items))
     if len(shown) > most:
         shown[most:] = [f"… and {len(shown) - most} more"]
@@ -55,12 +55,16 @@ def some(items: Iterable[object], *, separator: str = ", ", most: int = 3) -> st
 
 
 def capped(faults: Iterable[str]) -> str:
-    """A line for each fault, up to :data:`SHOWN_FAULTS`, and how many more there are."""
+    """Write a line for each fault, up to :data:`SHOWN_FAULTS`, and say how many more there are."""
     return some(faults, separator="\n", most=SHOWN_FAULTS)
 
 
 def by_row(faults: Mapping[str, Sequence[str]]) -> str:
-    """A line for each fault of rows, with the first of the places where it is."""
+    """Write a line for each fault of rows.
+
+    Args:
+        faults: what is wrong -> the places of the rows, of which the line names the first.
+    """
     lines = []
     for what, (first, *others) in faults.items():
         more = f" (and {counted(len(others), 'more row')})" if others else ""
@@ -69,24 +73,24 @@ def by_row(faults: Mapping[str, Sequence[str]]) -> str:
 
 
 def near_words(word: str, known: Iterable[str], most: int = 1) -> list[str]:
-    """The words among ``known`` that ``word`` may be misspelt from, the closest first."""
+    """Return the words among ``known`` that the user may have meant by ``word``, the closest first."""
     return difflib.get_close_matches(word, list(known), n=most)
 
 
 def did_you_mean(words: Sequence[str], *, otherwise: str) -> str:
-    """The fix for something unknown: the ``words`` that may be meant, or ``otherwise`` if there are none."""
+    """Write the fix for an unknown word: the ``words`` that may be meant, or ``otherwise`` if there are none."""
     return f"did you mean {', '.join(words)}?" if words else otherwise
 
 
 def counted(number: int, noun: str) -> str:
-    """``1 row``, ``1,234 rows``."""
+    """Write a number with its noun: ``1 row``, ``1,234 rows``."""
     if number == 1:
         return f"1 {noun}"
     return f"{number:,} {noun}s"
 
 
 def first_line(error: BaseException) -> str:
-    """First line of a library's error, with the next one if it ends in a colon; the error's type if it is empty."""
+    """Return the first line of a library's error, with the next line if it ends in a colon; its type if it is empty."""
     lines = str(error).strip().splitlines()
     if not lines:
         return type(error).__name__
@@ -97,7 +101,12 @@ def first_line(error: BaseException) -> str:
 
 @contextmanager
 def needing(package: str, what: str) -> Iterator[None]:
-    """Says how to install the optional ``package`` if the block, which imports it for ``what``, fails to."""
+    """Say how to install the optional ``package`` if the block cannot import it.
+
+    Args:
+        package: its name on PyPI.
+        what: the option or section that needs it, for the message.
+    """
     try:
         yield
     except ImportError as error:
@@ -108,7 +117,7 @@ def needing(package: str, what: str) -> Iterator[None]:
 
 @contextmanager
 def on_interrupt(message: str) -> Iterator[None]:
-    """Turns Ctrl-C or SIGTERM inside the block into an `Interrupted` with ``message``."""
+    """Turn Ctrl-C or SIGTERM inside the block into an `Interrupted` with ``message``."""
     try:
         yield
     except KeyboardInterrupt as stop:

@@ -18,22 +18,22 @@ from filelock import FileLock, Timeout
 from moslora.errors import MosloraError, UsageError, near_words, some
 
 LOCK = ".lock"
-"""The lock file in a folder that is being written. A killed process leaves the file, but not the lock on it.
+"""Name of the lock file in a folder that is being written. A killed process leaves the file, but not the lock on it.
 
-While the content of a new folder is moved in, the file lists it, name -> inode, and the next process that locks the
-folder removes what a killed process had moved."""
+While the content of a new folder is moved in, the file lists it as name -> inode. If the process is killed meanwhile,
+the next process that locks the folder removes what the list names."""
 
 LEFTOVER = ".*.writing"
-"""The names of scratch folders. A killed process leaves them."""
+"""Pattern of the names of scratch folders, which a killed process leaves."""
 
 SCRATCH = ".moslora.writing"
-"""Scratch folder with the unfinished content of a new folder."""
+"""Name of the scratch folder with the unfinished content of a new folder."""
 
 _OLD = ".old"
-"""In a scratch folder, the folder that is being replaced."""
+"""Name of the place in a scratch folder for the folder that is being replaced."""
 
 MARKS = ("config.json", "adapter_config.json", "adapter", "report.html", "experiment.json")
-"""Names by which readers identify a folder, so they are moved in last."""
+"""Names by which readers identify a folder, which are moved in last."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers of a full disk."""
@@ -43,9 +43,12 @@ _WITHOUT_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 def disk_fault(error: BaseException, path: Path | str | None = None) -> MosloraError | None:
-    """One line for a disk error, with the file that ``error`` names, or ``path``. ``None`` for any other error.
+    """Turn a disk error into one line with the file that ``error`` names, or else ``path``.
 
-    The system's error may be the cause of ``error``, or only quoted in it, as libraries written in Rust do.
+    The system's error may be ``error`` itself, its cause, or quoted in its text, as libraries written in Rust do.
+
+    Returns:
+        ``None`` for any other error.
     """
     number = getattr(error, "errno", None)
     quoted = re.search(r"\(os error (\d+)\)", str(error))
@@ -54,8 +57,8 @@ def disk_fault(error: BaseException, path: Path | str | None = None) -> MosloraE
     named = getattr(error, "filename", None)  # network errors have none
     file = named or path or "the output"
     if number in FULL:
-        again = "give the same command again (train: with --resume)"
-        return MosloraError(f"{file}: {os.strerror(number)}; free some space there, then {again}")
+        fix = "free some space there and repeat the command (train: with --resume)"
+        return MosloraError(f"{file}: {os.strerror(number)}; {fix}")
     if number is not None and (named or number == errno.EIO):
         return UsageError(f"{file}: {os.strerror(number)}; choose another path")
     if error.__cause__:
@@ -65,7 +68,7 @@ def disk_fault(error: BaseException, path: Path | str | None = None) -> MosloraE
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns a disk error inside the block into one line."""
+    """Turn a disk error inside the block into one line."""
     try:
         yield
     except MosloraError:
@@ -79,9 +82,9 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A scratch path on the same disk, whose file or folder replaces ``path`` atomically when the block succeeds.
+    """Give the block a scratch path, whose file or folder replaces ``path`` atomically when the block succeeds.
 
-    A lock must keep this machine's other processes from ``path``, such as `locked` or `once_per_machine`.
+    The caller must hold a lock against this machine's other processes, such as `locked` or `once_per_machine`.
     """
     with writing(path), _scratch(_scratch_of(path)) as scratch:
         new = scratch / path.name
@@ -95,12 +98,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def is_unfinished(path: Path) -> bool:
-    """Whether a process was killed while it put ``path`` in its place (`replacing`)."""
+    """Return whether a process was killed while `replacing` moved ``path`` to its place."""
     return _scratch_of(path).exists()
 
 
 def discard(folder: Path) -> None:
-    """Removes ``folder`` atomically, so that nobody finds half of it; a missing folder is no error."""
+    """Remove ``folder`` atomically: no other process sees a part of it. A missing folder is no error."""
     scratch = _scratch_of(folder)
     _remove_scratch(scratch)  # another program may have a file of it open
     with suppress(OSError):
@@ -110,10 +113,14 @@ def discard(folder: Path) -> None:
 
 @contextmanager
 def locked(folder: Path, *, shared: Collection[str] = ()) -> Iterator[None]:
-    """Locks ``folder`` against other processes while the block runs; the lock ends with this process.
+    """Lock ``folder`` against other processes while the block runs; the lock ends with this process.
 
-    A missing folder is created, and removed afterwards if it stays empty. What killed processes left half done in it is
-    removed first. Other processes may write the files named ``shared`` meanwhile, with a lock `once_per_machine`.
+    A missing folder is created, and removed afterwards if it stays empty. The unfinished content that killed processes
+    left is removed first.
+
+    Args:
+        folder: the folder to write into.
+        shared: names of files that other processes may write meanwhile, with a lock `once_per_machine`.
 
     Raises:
         UsageError: another process has the lock.
@@ -144,7 +151,7 @@ def _remove_if_empty(folder: Path) -> None:
 
 @contextmanager
 def _lock(file: Path) -> Iterator[None]:
-    """Creates and locks ``file`` until the block ends, and removes it then.
+    """Create and lock ``file`` until the block ends, then remove it.
 
     Raises:
         BlockingIOError, Timeout: another process has the lock.
@@ -168,38 +175,38 @@ def _lock(file: Path) -> Iterator[None]:
 
 
 def once_per_machine(path: Path) -> FileLock:
-    """A lock among this machine's processes for making ``path``: one makes it, and the others wait and find it made.
+    """Lock that lets one process of this machine at a time make ``path``; the others wait and find it made.
 
-    The lock file is in the system's folder for temporary files: ``path`` may be on a file system without locks.
+    The lock file is in the system's folder for temporary files, as ``path`` may be on a file system without locks.
     """
     name = hashlib.sha256(os.path.realpath(path).encode()).hexdigest()[:16]
     return FileLock(Path(tempfile.gettempdir()) / f"moslora-{os.getuid()}-{name}.lock")
 
 
 def in_use(folder: Path, *, older: Collection[str] = ()) -> list[str]:
-    """Names in ``folder``, except ``older`` and what killed processes left half done."""
-    real = Path(os.path.realpath(folder))  # a part of it may not be there yet: run/new/../adapter
-    half_done = {LOCK, *(path.name for path in (*_leftovers(real), *_moved(real)))}
+    """List the names in ``folder``, without those in ``older`` and the unfinished content of killed processes."""
+    real = Path(os.path.realpath(folder))  # a part of the path may be missing, as in run/new/../adapter
+    unfinished = {LOCK, *(path.name for path in (*_leftovers(real), *_moved(real)))}
     try:
-        return sorted({*os.listdir(real)} - half_done - {*older})
+        return sorted({*os.listdir(real)} - unfinished - {*older})
     except FileNotFoundError:
         return []
 
 
 def refuse_used(out: Path, *, older: Collection[str] = ()) -> None:
-    """Raises a `UsageError` if the output folder holds anything but files named ``older``."""
-    found = in_use(out, older=older)
-    if found:
-        raise UsageError(f"{out}: not empty ({some(found)}); choose another folder with --out, or remove what is there")
+    """Refuse an output folder that has anything but files named in ``older``."""
+    names = in_use(out, older=older)
+    if names:
+        raise UsageError(f"{out}: not empty ({some(names)}); choose another folder with --out, or empty this one")
 
 
 @contextmanager
 def new_folder(out: Path, *, older: Callable[[], Collection[str]] = tuple) -> Iterator[Path]:
-    """A scratch folder whose content is moved into ``out`` when the block succeeds, :data:`MARKS` last: all or nothing.
+    """Give the block a scratch folder, whose content is moved into ``out`` when the block succeeds: all or nothing.
 
     ``out`` may exist if it has only files that ``older`` names, which the content replaces. It stays the same folder,
-    as it may be a mount point. It is locked, and checked again before the move, so that nothing is replaced that
-    another program put there.
+    as it may be a mount point or a shell's working folder. It is locked, and checked again before the move, so that
+    files of other programs stay.
 
     Raises:
         UsageError: the folder is in use.
@@ -215,10 +222,10 @@ def new_folder(out: Path, *, older: Callable[[], Collection[str]] = tuple) -> It
 
 
 def _move_in(scratch: Path, out: Path, *, older: Collection[str]) -> None:
-    """Moves the content of ``scratch`` into ``out``, :data:`MARKS` last, in place of the ``older`` files there.
+    """Move the content of ``scratch`` into ``out``, :data:`MARKS` last, in place of the ``older`` files there.
 
-    First the lock file lists all of it. As long as that file is there, the move is not finished: `_take_back` undoes
-    it, so that the same command goes on.
+    The lock file lists the content before the first move. If the list is still there when the folder is locked again,
+    the move was not finished, and `_take_back` undoes it.
     """
 
     def marks_last(name: str) -> tuple[bool, str]:
@@ -240,7 +247,7 @@ def _move_in(scratch: Path, out: Path, *, older: Collection[str]) -> None:
 
 
 def _take_back(folder: Path) -> None:
-    """Removes what an unfinished move has put into ``folder``."""
+    """Remove what an unfinished move has put into ``folder``."""
     moved = _moved(folder)
     for path in moved:
         if path.is_dir() and not path.is_symlink():
@@ -252,23 +259,23 @@ def _take_back(folder: Path) -> None:
 
 
 def _moved(folder: Path) -> list[Path]:
-    """The entries of ``folder`` that its lock file lists."""
+    """List the entries of ``folder`` that its lock file names, with the same inode."""
     try:
         inodes = json.loads((folder / LOCK).read_bytes())
-        here = {*os.listdir(folder)} & inodes.keys()
-        return [folder / name for name in here if inodes[name] == (folder / name).lstat().st_ino]
-    except (OSError, ValueError, AttributeError):  # no lock file, or one that lists nothing
+        names = {*os.listdir(folder)} & inodes.keys()
+        return [folder / name for name in names if inodes[name] == (folder / name).lstat().st_ino]
+    except (OSError, ValueError, AttributeError):  # no lock file, or one without a list
         return []
 
 
 def _scratch_of(path: Path) -> Path:
-    """The scratch path for ``path``, with this machine's name: another machine may be writing the same path."""
+    """Scratch path for ``path``, with this machine's name, as another machine may be writing the same path."""
     return path.with_name(f".{path.name}.{os.uname().nodename}.writing")
 
 
 @contextmanager
 def _scratch(folder: Path) -> Iterator[Path]:
-    """An empty folder, removed afterwards; leftovers of a killed process are removed first."""
+    """Give the block an empty folder, and remove it afterwards; leftovers of a killed process are removed first."""
     _remove_scratch(folder)
     try:
         folder.mkdir(parents=True)
@@ -278,7 +285,7 @@ def _scratch(folder: Path) -> Iterator[Path]:
 
 
 def _remove_scratch(folder: Path) -> None:
-    """Removes a scratch folder; a folder in it that was about to be replaced is moved back."""
+    """Remove a scratch folder, after moving back a folder in it that was about to be replaced."""
     for old in (folder / _OLD).glob("*"):
         if not os.path.lexists(folder.parent / old.name):
             os.replace(old, folder.parent / old.name)
@@ -290,8 +297,10 @@ def _leftovers(folder: Path) -> list[Path]:
 
 
 def remove_leftovers(folder: Path, *, shared: Collection[str] = ()) -> None:
-    """Removes the scratch folders of killed processes in ``folder``, which must be locked; of files named ``shared``
-    only this machine's."""
+    """Remove the scratch folders of killed processes in ``folder``, which must be locked.
+
+    Scratch folders of files named in ``shared`` are removed only if they are this machine's.
+    """
     for path in _leftovers(folder):
         if not any(path.name.startswith(f".{name}.") for name in shared):
             _remove_scratch(path)
@@ -301,13 +310,13 @@ def remove_leftovers(folder: Path, *, shared: Collection[str] = ()) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file atomically: a reader finds the old text or the new one, never a part."""
+    """Write a file atomically: a reader finds the old text or the new one, never a part."""
     with replacing(path) as scratch:
         scratch.write_text(text, encoding="utf-8")
 
 
 def append_text(path: Path, text: str) -> None:
-    """Adds whole lines to a file, created if absent, and syncs them to disk."""
+    """Add whole lines to a file, created if absent, and sync them to disk."""
     with writing(path), path.open("a", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -315,7 +324,7 @@ def append_text(path: Path, text: str) -> None:
 
 
 def drop_partial_line(path: Path) -> None:
-    """Cuts off what a killed process has left of a line at the end of a file."""
+    """Remove the unfinished line that a killed process may have left at the end of a file."""
     content = path.read_bytes()
     end = content.rfind(b"\n") + 1
     if end < len(content):
@@ -323,13 +332,15 @@ def drop_partial_line(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a value as JSON, atomically."""
+    """Write a value as JSON, atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def sync_all(folder: Path) -> None:
-    """Flushes everything in ``folder`` to the disk, and gives its files the folder's permissions, which follow the
-    umask; safetensors makes files private."""
+    """Flush everything in ``folder`` to the disk, and give its files the folder's permissions.
+
+    The folder's permissions follow the umask, while safetensors makes its files private.
+    """
     mode = folder.stat().st_mode & 0o666
     for path in (*folder.rglob("*"), folder):
         if path.is_file():
@@ -339,7 +350,7 @@ def sync_all(folder: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Flushes a file's bytes, or a folder's entries, to the disk."""
+    """Flush a file's bytes, or a folder's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -354,13 +365,16 @@ def sha256(path: Path) -> str:
 
 
 def near_folders(path: Path) -> list[str]:
-    """The folders beside ``path`` with a name close to its own, and files if it has an ending, the closest first, each
-    as ``path`` is written. Where its parent is not there, those in folders with a name close to the parent's."""
+    """List the folders that the user may have meant by ``path``, the closest first, written as ``path`` is.
+
+    They are beside ``path`` and have a name close to its own; files count too if ``path`` has an ending. If the parent
+    folder is missing, folders with a name close to the parent's are searched.
+    """
     parents = [str(path.parent)] if path.parent.is_dir() else near_folders(path.parent)
-    found = []
+    close: list[str] = []
     for parent in parents:
         with suppress(OSError):
             near = [entry for entry in Path(parent).iterdir() if entry.is_dir() or path.suffix]
             names = sorted(entry.name for entry in near if entry.name[0] != ".")
-            found += [str(Path(parent, name)) for name in near_words(path.name, names, 3)]
-    return found
+            close += [str(Path(parent, name)) for name in near_words(path.name, names, 3)]
+    return close

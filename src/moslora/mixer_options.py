@@ -1,6 +1,6 @@
-"""The options of the mixers, each with its range, and what does not go together.
+"""Options of the mixers with their ranges, and the combinations of them that cannot work.
 
-A recipe and the constructors of `moslora.adapters.mixers` both take them from here. `kind` names the class there.
+Recipes and the constructors of `moslora.adapters.mixers` share them. `kind` names the mixer's class.
 """
 
 from collections.abc import Iterator
@@ -11,22 +11,23 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 from moslora.schema import Size, StrictModel
 
 Conflicts = Iterator[tuple[str, str]]
-"""The dotted keys of the options that do not go together, the best one to change first; what is wrong, and the fix."""
+"""Pairs of text: the dotted keys of options that cannot go together, the best one to change first; the fault and its
+fix."""
 
-Blocks = Annotated[int, Field(ge=2, description="Number k of blocks; it divides the rank.")]
+Blocks = Annotated[int, Field(ge=2, description="Number k of blocks, which divides the rank.")]
 Experts = Annotated[int, Field(ge=2, description="Number k of experts of rank / k each.")]
 DenseInit = Literal["kaiming", "orthogonal", "identity", "xavier", "normal", "zeros", "near-zero"]
 DenseTraining = Literal["learned", "frozen", "folded"]
 
 WELL_CONDITIONED: tuple[DenseInit, ...] = ("orthogonal", "identity")
-"""Starts of a dense mixer whose inverse is no larger than the mixer."""
+"""Initialisations of a dense mixer whose inverse is no larger than the mixer."""
 
 AT_ZERO: tuple[DenseInit, ...] = ("zeros", "near-zero")
-"""Starts of a dense mixer from which ΔW is zero, or as good as zero, whatever B is."""
+"""Initialisations of a dense mixer with which ΔW starts at zero or next to it, whatever B is."""
 
 
 class Options(StrictModel):
-    """The options of one mixer, and what is known of M by them alone."""
+    """Options of one mixer, and the properties of M that follow from them."""
 
     kind: str
     routes: ClassVar[bool] = False  # whether M depends on the token or the task
@@ -35,7 +36,7 @@ class Options(StrictModel):
 
     @property
     def starts_at_zero(self) -> bool:
-        """Whether M starts at zero or near it; then B does not."""
+        """Whether M starts at zero or near it, so that B does not."""
         return False
 
     @property
@@ -45,11 +46,11 @@ class Options(StrictModel):
 
     @property
     def is_balanced(self) -> bool:
-        """Whether a penalty is taken over the rows of each forward pass by itself."""
+        """Whether each forward pass adds a penalty over its own rows."""
         return False
 
     def conflicts(self, *, rank: int, rank_out: int | None) -> Conflicts:
-        """Options that do not go together, or not with the adapter's ranks."""
+        """List the combinations of options and of the adapter's ranks that cannot work."""
         if rank_out not in (None, rank):
             yield "rank_out rank mixer.kind", _must_be_square(self.kind, rank)
         if self.parts:
@@ -59,7 +60,7 @@ class Options(StrictModel):
 
 
 class BlockOptions(Options):
-    """The options of a mixer of equal blocks."""
+    """Options of a mixer of equal blocks."""
 
     parts: ClassVar[str] = "blocks"
 
@@ -67,7 +68,7 @@ class BlockOptions(Options):
 
 
 class GateOptions(Options):
-    """The options of a gate on equal experts."""
+    """Options of a gate on equal experts."""
 
     routes: ClassVar[bool] = True
     parts: ClassVar[str] = "experts"
@@ -88,11 +89,11 @@ class ButterflyOptions(BlockOptions):
     kind: Literal["butterfly"] = "butterfly"
 
     normalize: bool = False
-    """Divide M by k, which makes it an orthogonal projector."""
+    """Divide M by k: it becomes an orthogonal projector."""
 
 
 class HadamardOptions(BlockOptions):
-    """M = H_k/√k ⊗ I_{r/k}, fixed, k a power of two: a butterfly with signs, orthogonal, so that ΔW keeps its rank."""
+    """M = H_k/√k ⊗ I_{r/k}, fixed, k a power of two: a butterfly with signs. M is orthogonal, so ΔW keeps its rank."""
 
     kind: Literal["hadamard"] = "hadamard"
     is_invertible: ClassVar[bool] = True
@@ -121,10 +122,10 @@ class DenseOptions(Options):
     is_invertible: ClassVar[bool] = True
 
     init: DenseInit = "kaiming"
-    """Start of M. B starts at zero, except with `zeros` and `near-zero`, N(0, 1e-5²): then B is random."""
+    """Start of M. B starts at zero, but random with `zeros` and `near-zero` (N(0, 1e-5²))."""
 
     train: DenseTraining = "learned"
-    """`learned` with A and B; as controls `frozen`, or `folded` into A at the start, so that M = I."""
+    """`learned` with A and B. Controls: `frozen`, or `folded` into A at the start (M = I)."""
 
     @property
     def starts_at_zero(self) -> bool:
@@ -158,7 +159,7 @@ class DiagonalOptions(Options):
 
 
 class InputSplitOptions(BlockOptions):
-    """Experts that each read one slice of the input: ΔW = [B₁A₁ | … | BₖAₖ]. k also divides the input features."""
+    """Experts that each read a slice of the input: ΔW = [B₁A₁ | … | BₖAₖ]. k also divides the input features."""
 
     kind: Literal["input-split"] = "input-split"
 
@@ -169,7 +170,7 @@ class TokenGateOptions(GateOptions):
     kind: Literal["token-gate"] = "token-gate"
 
     top_k: PositiveInt | None = None
-    """Experts per token; null for all, weighted by the gate."""
+    """Experts per token; null for all."""
 
     balance: NonNegativeFloat = 0.0
     """Weight of the penalty on an uneven load."""
@@ -216,7 +217,7 @@ MixerOptions = (
 """Any mixer's options, selected by `kind`."""
 
 INVERTIBLE = tuple(options.model_fields["kind"].default for options in get_args(MixerOptions) if options.is_invertible)
-"""Kinds that are invertible at the start."""
+"""Kinds of mixers that are invertible at the start."""
 
 
 def _must_be_square(what: str, rank: int) -> str:

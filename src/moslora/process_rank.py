@@ -1,14 +1,13 @@
-"""Which of a command's processes this one is, as its launcher says in torch's environment variables.
+"""The rank of this process among those of its command, read from torch's environment variables without torch.
 
-torchrun and `accelerate launch` set them, as do `adopt_slurm` and `launch` of `moslora.processes.launch`; only this
-file reads them. Does not load torch.
+torchrun, `accelerate launch`, and `adopt_slurm` and `launch` of `moslora.processes.launch` set them.
 """
 
 import os
 
 
 def launched() -> bool:
-    """Whether a launcher has started this process."""
+    """Return whether a launcher has started this process."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
@@ -25,7 +24,7 @@ def world_size() -> int:
 
 
 def local_rank() -> int:
-    """Number of this process among those of its machine, which is also that of its GPU."""
+    """Number of this process among those of its machine, which is also the number of its GPU."""
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
@@ -35,14 +34,15 @@ def local_world_size() -> int:
 
 
 def master_address() -> tuple[str, int]:
-    """Host and port where the processes meet.
+    """Host and port where the processes of a command meet.
 
     Raises:
-        KeyError, ValueError: the launcher has not set them, or not to a number.
+        KeyError: the launcher has not set them.
+        ValueError: the port is not a number.
     """
     return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
 
 
 def is_main_process() -> bool:
-    """Whether this is the one process that prints and writes."""
+    """Return whether this is the one process of its command that prints and writes."""
     return rank() == 0

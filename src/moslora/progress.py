@@ -1,4 +1,4 @@
-"""Progress of a command: on a terminal a live line, below whatever is printed meanwhile."""
+"""Progress of a command: a live line at the end of a terminal's output."""
 
 import math
 import sys
@@ -10,14 +10,14 @@ from moslora.process_rank import is_main_process
 
 
 class Line(Progress):
-    """A line for ``total`` units of work, each of about the same time.
+    """A live line for ``total`` units of work, each of about the same time.
 
-    ``disable`` is true where no terminal can redraw a line, or another process prints.
+    ``disable`` is true where the output is no terminal, and on all processes but the main one.
     """
 
     def __init__(self, total: float, text: str) -> None:
         super().__init__(
-            SpinnerColumn("line"),  # of signs that every encoding has
+            SpinnerColumn("line"),  # its characters are ASCII
             "{task.description}",
             BarColumn(12),
             TimeRemainingColumn(),
@@ -30,7 +30,7 @@ class Line(Progress):
         self.show(1e-9, text)  # rich estimates the time from the second update on
 
     def show(self, done: float, text: str, *fields: str) -> None:
-        """Shows that ``done`` units are done, what they are, and the first of ``fields``, as many as fit."""
+        """Show that ``done`` units are done, what they are, and as many of ``fields`` as fit into the line."""
         room = self.console.width - len(text) - 31  # spinner, bar, time left, blanks, and the terminal's own ^C
         rest = ""
         for field in fields:

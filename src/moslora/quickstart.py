@@ -1,4 +1,4 @@
-"""Train, evaluate before and after, and merge, in one command, at a size that suits the machine."""
+"""The command `quickstart`: train, evaluate before and after, and merge, at a size that suits the machine."""
 
 import shlex
 import time
@@ -27,51 +27,52 @@ from moslora.training.launch import train_in_processes, worker_processes
 RECIPE = "smollm2-135m"
 
 SIZES: Mapping[SizeName, tuple[int, int]] = {"full": (1, 256), "half": (2, 128), "third": (3, 64)}
-"""Name -> 1 / this of the recipe's training rows; and the questions of each of the eight sets. The largest first."""
+"""Sizes, the largest first: the number by which the recipe's training rows are divided, and questions per set."""
 
 VALIDATION_ROWS = 120
-"""Of every size."""
+"""Number of validation rows, for every size."""
 
 SECONDS_TO_CHOOSE = 280
-"""Most seconds, by the estimate, of the size that is chosen: five minutes, with a fifteenth to spare."""
+"""Maximum estimated seconds of the size that is chosen by itself: five minutes less a fifteenth."""
 
-SECONDS_BESIDE = 30.0
-"""Loading the model four times, starting processes, the merge and its proof."""
+FIXED_SECONDS = 30.0
+"""Seconds of the steps that no size changes: loading the model four times, starting processes, the merge, its proof."""
 
-# Work, in tokens that take the time of one that the measurement trains: estimates from the CPU seconds of one thread,
-# SmolLM2-135M in float32 on an AMD EPYC; docs/speed.md has what was announced and taken.
-TRAINED = 51_000  # of the full size's rows: a process per core takes 0.78 of the one process's time for a token
-VALIDATED = 3_500
-ASKED = 390  # of one question of each of the eight sets, asked of the base and of the tuned model
+# Work in tokens of training: estimates from the CPU seconds of one thread, SmolLM2-135M in float32 on an AMD EPYC.
+# docs/speed.md compares estimated and measured times.
+TRAINING_TOKENS = 51_000  # of the full size; a process per core takes 0.78 of the one process's time for a token
+VALIDATION_TOKENS = 3_500
+TOKENS_PER_QUESTION = 390  # one question of each of the eight sets, asked of the base and of the tuned model
 
 
 def overrides(size: SizeName, recipe: Recipe) -> list[str]:
-    """What a size changes in ``recipe``, which has numbers of rows by task."""
-    part, questions = SIZES[size]
+    """List the overrides by which a size changes ``recipe``, which has numbers of rows by task."""
+    divisor, questions = SIZES[size]
     rows = recipe.data.rows
-    if part == 1 or not isinstance(rows, dict):
+    if divisor == 1 or not isinstance(rows, dict):
         return []
-    changed = [f"data.rows.{task}={round(number / part)}" for task, number in rows.items()]
-    return [*changed, f"evaluation.limit={questions}"]
+    limits = [f"data.rows.{task}={round(number / divisor)}" for task, number in rows.items()]
+    return [*limits, f"evaluation.limit={questions}"]
 
 
 def seconds(size: SizeName, speed: float) -> float:
-    """An estimate of the time of the whole quickstart where ``speed`` tokens a second are trained."""
-    part, questions = SIZES[size]
-    return SECONDS_BESIDE + (TRAINED / part + VALIDATED + ASKED * questions) / speed
+    """Estimate the seconds of the whole quickstart from the ``speed`` of training in tokens per second."""
+    divisor, questions = SIZES[size]
+    tokens = TRAINING_TOKENS / divisor + VALIDATION_TOKENS + TOKENS_PER_QUESTION * questions
+    return FIXED_SECONDS + tokens / speed
 
 
 @on_interrupt("stopped: the work so far is saved, and the same command continues from there")
 def quickstart(*, out: Path, size: SizeName | None = None) -> tuple[list[list[str]], list[str]]:
-    """Runs all steps in the folder ``out``, or those that are left there.
+    """Run all steps in the folder ``out``, or the steps that are missing there.
 
     Args:
         out: the run's folder.
-        size: of a new run; ``None`` for the largest that this machine takes in five minutes. A run that goes on keeps
-            its own.
+        size: of a new run; ``None`` for the largest that takes this machine less than five minutes. A run that is
+            continued keeps its size.
 
     Returns:
-        The table, header first, and the lines below it: the conclusion, and what to try next.
+        The table, header first, and the lines below it: the conclusion, and commands to try next.
     """
     began = time.monotonic()
     run = Run(out)
@@ -79,17 +80,17 @@ def quickstart(*, out: Path, size: SizeName | None = None) -> tuple[list[list[st
     base = _scored(out, "base")
     tuned = _scored(out, "tuned")
     merged = out / "merged"
-    if not in_use(merged):  # ignores the lock file of a killed merge
+    if not in_use(merged):
         say(f"merging into {merged} ...")
         say(str(merge(run.result, out=merged)))
     minutes = (time.monotonic() - began) / 60
     say(f"done in {minutes:.1f} minutes")
-    shown = compare_arms([base, tuned], outcome="accuracy")
-    surer = compare_arms([base, tuned], outcome="log_probability")
+    by_accuracy = compare_arms([base, tuned], outcome="accuracy")
+    by_log_probability = compare_arms([base, tuned], outcome="log_probability")
     quoted = shlex.quote(str(out))
-    return tables(shown)[-1], [
-        *lines(shown),
-        *conclusions(surer),
+    return tables(by_accuracy)[-1], [
+        *lines(by_accuracy),
+        *conclusions(by_log_probability),
         "try next:",
         f"  moslora ask {quoted}    # ask your own question",
         f"  moslora compare {quoted} --outcome log_probability    # how sure it is of the right options",
@@ -99,11 +100,11 @@ def quickstart(*, out: Path, size: SizeName | None = None) -> tuple[list[list[st
 
 
 def _train(run: Run, size: SizeName | None) -> None:
-    """Trains the run, or continues it; says so first, and how long it takes."""
+    """Train the run, or continue it, after saying which and how long it takes."""
     if run.exists:
         recipe = run.recipe_to_resume()
         if recipe.name != load_recipe(RECIPE).name:
-            raise UsageError(f"{run.path}: holds a run of recipe {recipe.name}; choose another folder with --out")
+            raise UsageError(f"{run.path}: has a run of recipe {recipe.name}; choose another folder with --out")
         say(f"continuing {run.path} at its own size (remove that folder to start again)")
         words = [str(run.path), "--resume"]
     else:
@@ -117,16 +118,16 @@ def _train(run: Run, size: SizeName | None) -> None:
         train_in_processes(words, out=run.path, processes=worker_processes(recipe.training))
 
 
-def _choose_size(typed: SizeName | None, recipe: Recipe) -> SizeName:
-    """The size that was typed, or else the full one on a GPU, and on a CPU the largest that takes five minutes, or the
-    smallest. Says how long it takes."""
+def _choose_size(size: SizeName | None, recipe: Recipe) -> SizeName:
+    """Choose a size if the user gave none: on a GPU the full one, on a CPU the largest that takes five minutes, or the
+    smallest. On a CPU, print how long it takes."""
     if gpus():
-        return typed or "full"
+        return size or "full"
     say("measuring this machine ...")
     speed = probe(recipe, count=1)
     free_memory()
     fitting = [size for size in SIZES if seconds(size, speed) <= SECONDS_TO_CHOOSE]
-    size = typed or [*fitting, "third"][0]
+    size = size or [*fitting, "third"][0]
     minutes = seconds(size, speed) / 60
     measured = f"it trains {speed:,.0f} tokens a second in {recipe.model.dtype}"
     say(f"{measured}, so size {size} takes about {minutes:.1f} minutes")
@@ -138,7 +139,7 @@ def _choose_size(typed: SizeName | None, recipe: Recipe) -> SizeName:
 
 
 def _scored(out: Path, name: str) -> Arm:
-    """The answers of the run in ``out``, called ``tuned``, or those of its ``base``, as an arm of this name."""
+    """Score the run in ``out`` (``name`` "tuned"), or its base ("base"), as an arm of this name."""
     say(f"scoring the {name} model ...")
     target = open_target(str(out), base=name == "base")
     results, folder = evaluate_target(target)
@@ -147,7 +148,7 @@ def _scored(out: Path, name: str) -> Arm:
 
 
 def fast_dtype() -> DType:
-    """The fastest dtype that trains well here: bfloat16 only if the hardware multiplies it."""
+    """Fastest dtype that trains well on this machine: bfloat16 only if the hardware multiplies it."""
     if multiplies_bfloat16(device()):
         return "bfloat16"
     if gpus():

@@ -1,4 +1,4 @@
-"""The base of what users write: strict and frozen, with a docstring under each field; and its field types."""
+"""The base class and field types of everything that users write: strict, frozen, with a docstring under each field."""
 
 import re
 from typing import Annotated, Any, TypeVar
@@ -10,7 +10,7 @@ Size = Annotated[int, Field(gt=0, le=65_536)]
 
 
 class StrictModel(BaseModel):
-    """Strict and frozen; unknown keys are errors."""
+    """A frozen pydantic model that converts no types and refuses unknown keys."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -48,9 +48,8 @@ def build_options(model: type[Model], **values: Any) -> Model:
     try:
         return model(**{key: value.item() if hasattr(value, "item") else value for key, value in values.items()})
     except ValidationError as error:
-        lines: dict[str, str] = {}
+        lines = []
         for fault in error.errors(include_url=False, include_context=False):
-            key = str(fault["loc"][0])
-            said = fault["msg"].removeprefix("Value error, ").replace("Input should", "must")
-            lines.setdefault(key, f"{key} = {fault['input']!r}: {said}")
-        raise ValueError("\n".join(lines.values())) from None
+            message = fault["msg"].removeprefix("Value error, ").replace("Input should", "must")
+            lines.append(f"{fault['loc'][0]} = {fault['input']!r}: {message}")
+        raise ValueError("\n".join(lines)) from None

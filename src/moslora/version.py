@@ -9,9 +9,9 @@ PACKAGE = Path(__file__).parent
 
 
 def source_files(modules: Iterable[ModuleType]) -> list[Path]:
-    """The source files of ``modules``, of a package all that are in it; for a hash of code.
+    """List the source files of ``modules``, and all files of a package, for a hash of code.
 
-    Imported modules, not names: one that is renamed cannot silently drop out of the hash.
+    ``modules`` are imported modules, not names, so that a renamed one cannot silently drop out of the hash.
     """
     files: set[Path] = set()
     for module in modules:

@@ -176,7 +176,7 @@ def test_bad_rows_stop_the_command_or_are_left_without_a_prediction(here, capsys
         (["rows.jsonl", "--task", "kinds.yaml,words.yaml"], "kinds, words"),
         (["rows.jsonl", "--task", "boolq"], "'question'"),
         (["rows.jsonl", "--task", "kinds.yaml", "--out", "rows.csv"], ".jsonl"),
-        (["rows.jsonl", "--task", "kinds.yaml", "--out", "rows.jsonl"], "rows.jsonl: is there already"),
+        (["rows.jsonl", "--task", "kinds.yaml", "--out", "rows.jsonl"], "rows.jsonl: already exists"),
         (["taken.jsonl", "--task", "kinds.yaml"], "probability"),
         (["empty.jsonl", "--task", "kinds.yaml"], "no rows"),
         (["rows.jsonl", "--task", "kinds.yaml", "--server", "http://localhost:1", "--base"], "--server"),

@@ -1,6 +1,6 @@
 """Shell completion of recipes, runs and tasks, without loading torch.
 
-Typer offers those that begin with what is typed; where none does, the shell offers files.
+Typer offers the words that begin with the incomplete one; if there are none, the shell offers files.
 """
 
 from moslora.runs import RUNS
@@ -21,13 +21,13 @@ def experiments() -> list[tuple[str, str]]:
 
 
 def runs() -> list[tuple[str, str]]:
-    """The runs in the default folder, newest first."""
+    """Runs in the default folder, newest first."""
     recipes = sorted(RUNS.glob("*/recipe.yaml"), key=lambda path: -path.stat().st_mtime)
     return [(str(path.parent), "a run") for path in recipes]
 
 
 def tasks(incomplete: str) -> list[str]:
-    """Names of tasks; after a comma, those that are not there yet."""
+    """Names of tasks; after a comma, names that are not in the list yet."""
     from moslora.tasks import BUILT_IN
 
     before, comma, _ = incomplete.rpartition(",")

@@ -33,7 +33,7 @@ def show(
     task: Annotated[
         str,
         typer.Argument(
-            help="Task, or recipe: its own tasks, or else its training rows.", autocompletion=completion.tasks
+            help="Task, or a recipe: its own tasks, or else its training rows.", autocompletion=completion.tasks
         ),
     ],
     format: Format = None,
@@ -45,8 +45,8 @@ def show(
     overrides: Overrides = None,
 ) -> None:
     """Print an example of each task as text, tokens and labels."""
-    named, source = _read(task, split or "train", source=source, model=model, overrides=overrides)
-    is_of_recipe = named.source is not None  # a recipe's training rows are shown, and no tasks
+    named, source = _rows(task, split or "train", source=source, model=model, overrides=overrides)
+    shows_training_rows = named.source is not None
     from moslora.base.load import load_tokenizer
     from moslora.data.encode import Encoder
     from moslora.data.show import rows_to_show, show_example
@@ -54,7 +54,7 @@ def show(
     data = named.recipe.data
     encoder = Encoder(load_tokenizer(named.recipe.model), max_length=max_length or data.max_length)
     for example in rows_to_show(
-        named.tasks, source=source, whole=is_of_recipe, split=split, row=row, bad_rows=data.bad_rows
+        named.tasks, source=source, whole=shows_training_rows, split=split, row=row, bad_rows=data.bad_rows
     ):
         print(show_example(example, encoder, format=format or data.format, loss_on=data.loss_on))
 
@@ -62,7 +62,7 @@ def show(
 @app.command("audit")
 def audit(
     tasks: Annotated[
-        str, typer.Argument(help="Tasks, separated by commas, or recipe.", autocompletion=completion.tasks)
+        str, typer.Argument(help="Tasks, separated by commas, or a recipe.", autocompletion=completion.tasks)
     ] = "commonsense",
     source: SourceOrRecipes = None,
     model: Tokenizer = None,
@@ -71,7 +71,7 @@ def audit(
     overrides: Overrides = None,
 ) -> None:
     """Count long rows, repeats, conflicting answers and leaked test rows."""
-    named, source = _read(tasks, "train", source=source, model=model, overrides=overrides)
+    named, source = _rows(tasks, "train", source=source, model=model, overrides=overrides)
     from moslora.base.load import load_tokenizer
     from moslora.data.audit import LEGEND, audit_rows
 
@@ -87,10 +87,10 @@ def audit(
     print_table(table, below=[LEGEND, *(f"note: {note}" for note in notes)])
 
 
-def _read(
+def _rows(
     names: str, split: Split, *, source: str | None, model: str | None, overrides: Sequence[str] | None
 ) -> "tuple[NamedRows, str]":
-    """The rows that are named, over the ``model`` that was typed, and their source; refused if they are not there."""
+    """Find the rows that ``names`` stands for, and their source, with the tokenizer of ``model``."""
     from moslora.base.resolve import local_folder
     from moslora.data.sources import refuse_missing
     from moslora.recipe import ModelSection, rows_named

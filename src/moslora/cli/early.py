@@ -1,4 +1,4 @@
-"""What is refused before torch is loaded, which takes seconds: mistyped names, paths and options."""
+"""Checks of names, paths and options before torch is loaded, which takes seconds."""
 
 import os
 import re
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def recipe_or_model(name: str, overrides: Sequence[str]) -> tuple["Recipe | None", "ModelSection"]:
-    """The recipe ``name`` and its model, or the model of that name, which is a folder, built in, or of the hub."""
+    """Load the recipe ``name`` with its model, or else the model ``name``: a folder, the built-in one, or a hub id."""
     from moslora.base.resolve import BUILTIN
     from moslora.recipe import ModelSection, list_recipes, load_recipe
 
@@ -24,39 +24,41 @@ def recipe_or_model(name: str, overrides: Sequence[str]) -> tuple["Recipe | None
     on_the_hub = is_id is not None and is_id[1] not in folders and not os.path.exists(name)
     if name == BUILTIN or on_the_hub or os.path.isfile(os.path.join(os.path.expanduser(name), "config.json")):
         if overrides:
-            raise UsageError(f"{overrides[0]}: only a recipe has overrides, and {name} is a model; leave it out")
+            raise UsageError(f"{overrides[0]}: {name} is a model, and only a recipe takes overrides; leave it out")
         return None, ModelSection(name=name)
     recipe = load_recipe(name, overrides)
     return recipe, recipe.model
 
 
-def refuse_evaluation(target: "Target", *, tasks: str | None, typed: Mapping[str, Any], out: Path | None) -> None:
-    """Refuses tasks or a source that cannot be used, a protocol that cannot read a format, and a folder in use."""
+def refuse_evaluation(target: "Target", *, tasks: str | None, overrides: Mapping[str, Any], out: Path | None) -> None:
+    """Refuse tasks or a source that cannot be used, a protocol that cannot read a format, and a folder in use."""
     from moslora.data.sources import local_path, refuse_missing
     from moslora.runs.evaluation import refuse_other_scores
 
-    source = target.request.with_overrides(typed).source
-    if "source" in typed:  # also where no task reads it
+    source = target.request.with_overrides(overrides).source
+    if "source" in overrides:  # even if no task reads it
         local_path(source)
     refuse_missing(target.tasks_to_ask(tasks), "test", source=source)
     if out is not None:
         refuse_other_scores(out)
 
 
-def refuse_mixed_models(server: str | None, model: str | None, *, here: object) -> None:
-    """Refuses a server with options of a model that is loaded ``here``, and a served model without a server."""
-    if (server and here) or (model and not server):
+def refuse_mixed_models(server: str | None, model: str | None, *, local: object) -> None:
+    """Refuse a server together with options of a ``local`` model, and a served model's name without a server."""
+    if server and local:
         raise UsageError(
-            "with --server goes --model, and no --base, --dtype, --engine, --batch-tokens, --strategy or --processes,"
-            " which are of a model loaded here; leave out what does not"
+            "--server: --base, --dtype, --engine, --batch-tokens, --strategy and --processes apply only to a model on"
+            " this machine; remove them, or --server"
         )
+    if model and not server:
+        raise UsageError(f"--model {model}: names a model on a server; add --server ADDRESS, or remove it")
 
 
 def refuse_paths(paths: Sequence[Path], *, evaluation: str | None) -> None:
-    """Refuses paths that are not there, and runs without an evaluation, or without the one of this name."""
+    """Refuse paths that do not exist, and runs without an evaluation, or without the evaluation of this name."""
     from moslora.runs.run import Run, is_run
 
-    has_logs = any(path.is_file() for path in paths)  # which are compared with logs alone
+    has_logs = any(path.is_file() for path in paths)  # logs are compared only with logs
     for path in paths:
         if not path.exists():
             fix = did_you_mean(near_folders(path), otherwise="moslora runs lists the runs")

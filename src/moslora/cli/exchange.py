@@ -21,12 +21,12 @@ def export(
     format: Annotated[
         Literal["peft"],
         typer.Option(
-            help="peft: a plain LoRA with the mixer folded in; llama.cpp makes a GGUF of it (docs/serving.md)."
+            help="peft: a plain LoRA with the mixer folded in, which llama.cpp can convert to GGUF (docs/serving.md)."
         ),
     ] = "peft",
     program: Annotated[
         Literal["vllm"] | None,
-        typer.Option("--for", help="Names of the modules as this program reads them. [default: PEFT's]"),
+        typer.Option("--for", help="Write the module names that this program reads. [default: PEFT's]"),
     ] = None,
     task: options.Task = None,
     out: options.Out = None,
@@ -47,15 +47,15 @@ def export(
 @app.command("import", epilog=examples.IMPORT)
 def import_(
     source: Annotated[Path, typer.Argument(help="Folder with adapter_config.json and adapter_model.*.")],
-    base: Annotated[str | None, typer.Option(help="Base model. [default: the one that the source names]")] = None,
+    base: Annotated[str | None, typer.Option(help="Base model. [default: the base that the folder names]")] = None,
     dtype: Annotated[choices.DType, typer.Option(help="Precision in which the run loads its base.")] = "bfloat16",
     out: options.Out = None,
     trust: options.Trust = False,
 ) -> None:
     """Import a LoRA from PEFT or the MoSLoRA repository as a run.
 
-    Checkpoints of the Trainer (pytorch_model.bin) work too. The result is compared with the source's own equations.
-    Nothing is written if something is not supported; docs/merging.md has the list.
+    Checkpoints of the Trainer (pytorch_model.bin) work too. The result is compared with the source's own equations. If
+    a feature is not supported, nothing is written; docs/merging.md lists the supported ones.
     """
     from moslora.runs.peft_files import adapter_files
 

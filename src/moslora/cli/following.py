@@ -1,4 +1,4 @@
-"""The last line that a command prints: the command that comes next."""
+"""The last line that a command prints: the command to run next."""
 
 import os
 import shlex
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def say_next(*words: str) -> None:
-    """Prints the command that comes next, ``moslora`` and these words; nothing without words, or within a command."""
+    """Print ``moslora`` and these words as the next command; nothing without words, or if another command runs this."""
     from moslora.processes.launch import PART
 
     if words and PART not in os.environ:
@@ -22,8 +22,10 @@ def say_next(*words: str) -> None:
 
 
 def after_training(run: "Run") -> Sequence[str]:
-    """The command after the training of ``run``: its evaluation, or a question of the user's, if its recipe names no
-    questions. Says so where nothing scores the rows that it was trained on."""
+    """Choose the command after the training of ``run``: its evaluation, or ``ask`` if its recipe names no questions.
+
+    Also says so if nothing scores the rows that it was trained on.
+    """
     from moslora.runs.bare_rows import asks_nothing, remark_on_bare_rows, trained_tasks
 
     remark = remark_on_bare_rows(run)
@@ -35,17 +37,20 @@ def after_training(run: "Run") -> Sequence[str]:
 
 
 def say_strength(run: "Run") -> None:
-    """Prints the command that recommends the strength of ``run``, if it has validation rows to measure on."""
+    """Print the command that recommends the strength of ``run``, if it has validation rows to measure on."""
     from moslora.processes.launch import PART
 
     if run.validation_loss is not None and run.recipe.adapter.linear_weights and PART not in os.environ:
         command = shlex.join(["moslora", "strength", str(run.path)])
-        say(f"applied less strongly, it may forget less: {command}")
+        say(f"at a lower strength the run may forget less: {command}")
 
 
 def after_scoring(folder: Path, run: "Run", *, words: Sequence[str]) -> Sequence[str]:
-    """The command after ``words``, which evaluated ``run`` in ``folder``: the comparison with its base, or first the
-    same evaluation of the base or of the run, if that is missing. Empty after the evaluation of a checkpoint."""
+    """Choose the command after ``words``, which evaluated ``run`` in ``folder``.
+
+    It is the same evaluation of the base, or of the run, if that is missing, or else the comparison of both. After the
+    evaluation of a checkpoint there is none.
+    """
     from moslora.runs.run import SETTINGS, base_of, result_of
 
     own = result_of(folder)
@@ -58,9 +63,7 @@ def after_scoring(folder: Path, run: "Run", *, words: Sequence[str]) -> Sequence
         return [word for word in words if word != "--base"]
     compare = ["compare", str(run.path)]
     try:
-        found_unnamed = run.evaluation_folder() == own
+        is_default = run.evaluation_folder() == own
     except UsageError:  # there are several
-        found_unnamed = False
-    if not found_unnamed:
-        compare += ["--evaluation", own.name]
-    return compare
+        is_default = False
+    return compare if is_default else [*compare, "--evaluation", own.name]

@@ -31,10 +31,11 @@ def check(
 ) -> None:
     """Check whether this machine computes right.
 
-    Compares every piece that replaces a plain formula with that formula, values and gradients, on this machine's GPU or
-    CPU; and a training step of two processes with that of one. Takes one or two minutes. With a model, in the shapes of
-    its layers; with a recipe, also measures a real step of it, beside the plan. The exit code is 1 if a piece is off,
-    and the last lines say which setting does without it.
+    On this machine's GPU or CPU, compares the values and gradients of every kernel with its plain formula, and a
+    training step of two processes with that of one. Takes one or two minutes. A model's layers decide the shapes. With
+    a recipe, also measures a real training step and prints it beside the plan.
+
+    The exit code is 1 if a kernel computes wrong, and the last lines say which setting disables it.
     """
     recipe = None
     model = None

@@ -1,4 +1,4 @@
-"""Entry point of the command line."""
+"""Entry point of the command line: signals, exit codes, and errors in one line each."""
 
 import atexit
 import gc
@@ -26,14 +26,14 @@ from moslora.version import __version__
 
 
 class Commands(TyperGroup):
-    """Turns usage errors, Ctrl-C and a closed pipe into a line and an exit code."""
+    """Group of all commands, which turns usage errors, Ctrl-C and a closed pipe into a line and an exit code."""
 
     def main(self, *arguments: Any, standalone_mode: bool = True, **others: Any) -> Any:
-        others["standalone_mode"] = False  # or Typer would print its errors, and exit by itself
+        others["standalone_mode"] = False  # otherwise Typer prints its errors and exits
         try:
             code = super().main(*arguments, **others)
         except TyperUsageError as error:
-            # `moslora data`: the error's text is the help. By name, as its package depends on Typer's version.
+            # `moslora data`: the error's text is the help. Its class has another package in each version of Typer.
             if type(error).__name__ == "NoArgsIsHelpError":
                 print(error, file=sys.stderr)
                 sys.exit(UsageError.exit_code)
@@ -91,17 +91,17 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def main() -> None:
-    """Runs a command. Errors of use, of the run and of the disk end in one line each, without a traceback."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # not closed, nor another program's
-        sys.stdout.reconfigure(errors="backslashreplace")  # as Python does of errors: not every encoding has Δ
+    """Run the command in ``sys.argv``. Errors of use, of the run and of the disk end in one line each."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # not every encoding has Δ
     end_with_launcher()
     adopt_slurm()
     _set_defaults_of_libraries()
-    atexit.register(gc.freeze)  # or Python would look for cycles in all of torch and transformers before it ends: 0.8 s
+    atexit.register(gc.freeze)  # otherwise the last garbage collection takes 0.8 s over torch and transformers
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         with on_interrupt("stopped"):  # before a command starts
-            disabled_kernels()  # refuses what is no piece
+            disabled_kernels()  # refuses unknown names of kernels
             app(prog_name="moslora")  # also for `python -m moslora`
     except Exception as error:
         fault = error if isinstance(error, MosloraError) else disk_fault(error)
@@ -115,19 +115,19 @@ def main() -> None:
 
 
 def _set_defaults_of_libraries() -> None:
-    """Sets what torch and datasets read from the environment when they are loaded, unless the user has set it."""
+    """Set environment variables that torch and datasets read when they are loaded, unless the user has set them."""
     if launched():  # torch warns of a lost process with a stack of C++
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # its old name; steps of many sizes leave gaps in a GPU's memory
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the old name; steps of many sizes leave gaps in a GPU's memory
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # rows are read in seconds, which needs no bar
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # rows are read within seconds
     if "OMP_WAIT_POLICY" not in os.environ:  # torch's threads wait in a loop for milliseconds, on cores others need
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # turns; some 100 µs
         os.environ.setdefault("KMP_BLOCKTIME", "1")  # ms
 
 
 def _end_other_processes(error: Exception) -> None:
-    """Ends the other processes of a training or an evaluation, which would wait for this one.
+    """End the other processes of a training or an evaluation, which would wait for this one forever.
 
     In a dry run, and in other commands, no process waits for another.
     """
@@ -140,7 +140,8 @@ def _end_other_processes(error: Exception) -> None:
 
 
 def _print_fault(fault: MosloraError) -> None:
+    """Print each line of an error, with "error: " before it unless the user stopped the command."""
     beginning = "" if fault.exit_code in STOPPED else "error: "
-    with suppress(OSError):  # of a terminal that is gone
+    with suppress(OSError):  # the terminal may be closed
         for line in str(fault).splitlines():
             print(f"{beginning}{line}", file=sys.stderr)

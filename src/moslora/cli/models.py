@@ -1,4 +1,7 @@
-"""The commands on one model: ``train``, ``plan``, ``eval``, ``ask``, ``merge``, ``verify``."""
+"""The commands on one model: ``train``, ``plan``, ``eval``, ``ask``, ``merge``, ``verify``.
+
+Commands parse options, refuse mistakes before torch is loaded, call one function of another room, and print its result.
+"""
 
 import re
 import shlex
@@ -47,8 +50,8 @@ def train(
     from moslora.training import refuse_training
 
     path = Path(recipe)
-    names_a_run = path.is_dir() or (path.parent == RUNS and not path.exists())
-    if resume and names_a_run:
+    is_named_run = path.is_dir() or (path.parent == RUNS and not path.exists())
+    if resume and is_named_run:
         run = Run(path)
         resolved = run.recipe_to_resume(overrides or ())
     else:
@@ -95,12 +98,12 @@ def plan(
     resolved = load_recipe(recipe, overrides or ())
     if gpu_memory is not None:
         parse_bytes(gpu_memory)
-    typed = shlex.join([recipe, *(overrides or ())])
-    _print_plan(resolved, typed=typed, processes=processes, gpu_memory=gpu_memory, probing=probe)
+    words = shlex.join([recipe, *(overrides or ())])
+    _print_plan(resolved, typed=words, processes=processes, gpu_memory=gpu_memory, probing=probe)
 
 
 def _limit(text: str) -> int:
-    """The number of questions per task; 0 for all."""
+    """Parse a number of questions per task, or "all" as 0."""
     if text == "all":
         return 0
     if not re.fullmatch(r"[1-9]\d{0,8}", text):
@@ -134,11 +137,12 @@ def evaluate(
 ) -> None:
     """Score a model on test questions, by default the newest run.
 
-    The tasks are those of the run's recipe, or the commonsense sets. Uses all GPUs of this machine. The same command
-    continues an interrupted evaluation. With --server, a server with OpenAI's interface is asked what the model would
-    be. A key is read from MOSLORA_SERVER_KEY.
+    The tasks are those of the run's recipe, or the commonsense sets. Uses all GPUs of this machine. If it was stopped,
+    the same command continues.
+
+    With --server, a server with OpenAI's interface answers instead of the model. MOSLORA_SERVER_KEY may have its key.
     """
-    typed = options.typed(
+    overrides = options.drop_unset(
         protocol=protocol,
         format=format,
         source=source,
@@ -147,8 +151,8 @@ def evaluate(
         beams=beams,
     )
     if limit is not None:
-        typed["limit"] = limit or None
-    early.refuse_mixed_models(server, model, here=base or dtype or engine or batch_tokens or strategy or processes)
+        overrides["limit"] = limit or None
+    early.refuse_mixed_models(server, model, local=base or dtype or engine or batch_tokens or strategy or processes)
     from moslora.evaluation.target import open_target
     from moslora.runs.run import newest_run
 
@@ -165,7 +169,7 @@ def evaluate(
         "trust_remote_code": trust,
     }
     opened = open_target(target, **how)
-    early.refuse_evaluation(opened, tasks=tasks, typed=typed, out=out)
+    early.refuse_evaluation(opened, tasks=tasks, overrides=overrides, out=out)
     opened = imported(opened, target, **how)
     if server is None:
         run_in_processes(processes, then="the same command continues from the scores so far")
@@ -180,15 +184,16 @@ def evaluate(
     with on_interrupt("stopped: the scores so far are kept, and the same command continues from there"):
         opened_server = open_server(server, model) if server else None
         if opened_server is None:
-            note_evaluation(opened.model, opened.request_with(typed), opened.tasks_to_ask(tasks))
-        results, folder = evaluate_target(opened, tasks=tasks, out=out, server=opened_server, at_once=at_once, **typed)
+            note_evaluation(opened.model, opened.request_with(overrides), opened.tasks_to_ask(tasks))
+        results, folder = evaluate_target(
+            opened, tasks=tasks, out=out, server=opened_server, at_once=at_once, **overrides
+        )
     if is_main_process():
-        below = [*remarks(results), f"written to {folder}"]
         print_table(table(results), above=[heading(results)])
         for rows in tables_by_option(results, opened.tasks_to_ask(tasks)):
             print()
             print_table(rows)
-        print(*below, sep="\n")
+        print(*remarks(results), f"written to {folder}", sep="\n")
         if opened.run and out is None:
             say_next(*after_scoring(folder, opened.run, words=words))
 
@@ -199,12 +204,12 @@ def ask(
     question: Annotated[str | None, typer.Option(help="Question. [default: read from the terminal]")] = None,
     option: Annotated[
         list[str] | None,
-        typer.Option(help="Answer option. Give it twice or more, or not at all. [default: the run's own task's]"),
+        typer.Option(help="Answer option; repeat it for each. [default: the options of the run's own task]"),
     ] = None,
     task: Annotated[
         str | None,
         typer.Option(
-            help="Task whose prompt is used. [default: boolq for yes/no and true/false, else arc_easy]",
+            help="Task whose prompt to use. [default: boolq for yes/no and true/false, else arc_easy]",
             autocompletion=completion.tasks,
         ),
     ] = None,
@@ -227,22 +232,22 @@ def ask(
     """Ask a model a question, with or without options, or talk.
 
     Prints the options with their probabilities, the best score first. Without options, the model answers in words. If
-    the questions of the run's own task all have the same options, these are the default.
+    all questions of the run's own task have the same options, these are the default.
 
-    Without --question in a terminal: a conversation in the chat template, up to an empty line. If the run was trained
-    in another format, or the input is no terminal, one question is read, and then its options, one per line, up to an
-    empty line.
+    Without --question, a terminal starts a conversation in the chat template, which an empty line ends. If the run was
+    trained in another format, or the input is no terminal, the command reads one question and then its options, one per
+    line, up to an empty line.
 
-    The prompt is ARC's, or BoolQ's for yes/no. --task selects another one: a winogrande sentence has a _ where the
-    options go, and a hellaswag text starts with its activity and a colon.
+    The prompt is ARC's, or BoolQ's for yes/no. --task selects another one: a winogrande sentence has a _ in the place
+    of the options, and a hellaswag text starts with its activity and a colon.
     """
     from moslora.evaluation.target import open_target
     from moslora.evaluation.typed_question import as_example, read_typed
 
     how: dict[str, Any] = {"base": base, "dtype": dtype, "engine": engine, "trust_remote_code": trust}
     opened = open_target(target, **how)
-    may_talk = question is None and not (option or task or protocol) and sys.stdin.isatty()
-    if not may_talk or (opened.recipe is not None and (format or opened.request.format) != "chat"):
+    may_chat = question is None and not (option or task or protocol) and sys.stdin.isatty()
+    if not may_chat or (opened.recipe is not None and (format or opened.request.format) != "chat"):
         if question is None:
             question, option = read_typed(sys.stdin, options=option or ())
         as_example(question, option or (), task=task, own=opened.own_tasks)  # refuses before torch is loaded
@@ -257,8 +262,8 @@ def ask(
         return
     if question is None:
         question, option = read_typed(sys.stdin, options=())
-    typed = options.typed(protocol=protocol, format=format)
-    answers = ask_target(opened, question=question, options=option or (), task=task, in_words=in_words, **typed)
+    overrides = options.drop_unset(protocol=protocol, format=format)
+    answers = ask_target(opened, question=question, options=option or (), task=task, in_words=in_words, **overrides)
     print(answers)
     if not answers.options:
         print((answers.prediction.text or "").strip())
@@ -270,7 +275,7 @@ def ask(
 
 
 def _talk(chat: "Chat") -> None:
-    """A conversation in the terminal, up to an empty line."""
+    """Hold a conversation in the terminal, which an empty line ends."""
     from moslora.evaluation.typed_question import read_line
 
     while question := read_line(sys.stdin, "> "):
@@ -304,10 +309,12 @@ def verify(
     server: Annotated[str | None, typer.Option(help="Address of the server, such as http://localhost:8000.")] = None,
     program: Annotated[
         Literal["vllm"] | None,
-        typer.Option("--for", help="Without a server: which modules of the adapter this program would apply."),
+        typer.Option("--for", help="Without a server, print which modules of the adapter this program applies."),
     ] = None,
     model: options.ServedModel = None,
-    tasks: Annotated[str | None, typer.Option(help="Tasks, separated by commas. [default: those evaluated]")] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Tasks, separated by commas. [default: the evaluated tasks]")
+    ] = None,
     limit: Annotated[
         int | None,
         typer.Option(help="Number of questions per task, or all. [default: 64 in total]", parser=_limit),
@@ -323,34 +330,34 @@ def verify(
 ) -> None:
     """Check whether a server really serves a run.
 
-    Asks the server the run's own questions and says what it serves: this run, its base, or something else. What the run
-    or its base has not answered yet is scored here first. Works with servers that have OpenAI's interface, such as
-    vLLM, llama.cpp, SGLang and transformers. The last line is the verdict; the exit code is 1 unless it is this run. A
-    key is read from MOSLORA_SERVER_KEY.
+    Asks the server the run's own questions and says what it serves: this run, its base, or something else. If the run
+    or its base has not answered them yet, it is scored first. Works with servers that have OpenAI's interface, such as
+    vLLM, llama.cpp, SGLang and transformers. MOSLORA_SERVER_KEY may have the server's key.
+
+    The last line is the verdict. The exit code is 1 if the server does not serve this run.
     """
     from moslora.runs.run import locate_adapter
 
     if (server is None) == (program is None):
-        raise UsageError("verify: type --server ADDRESS, or --for vllm, which needs no server")
+        raise UsageError("verify: give either --server ADDRESS, or --for vllm, which needs no server")
+    progress = sys.stderr if as_json else sys.stdout
     if program is not None:
         from moslora.verify.vllm import applied_modules
 
-        with redirect_stdout(sys.stderr if as_json else sys.stdout):
-            found = applied_modules(run, trust_remote_code=trust)
-        print(found.to_json().rstrip() if as_json else "\n".join(found.printed))
-        raise typer.Exit(not found.passed)
+        with redirect_stdout(progress):
+            modules = applied_modules(run, trust_remote_code=trust)
+        print(modules.to_json().rstrip() if as_json else "\n".join(modules.printed))
+        raise typer.Exit(not modules.passed)
     assert server is not None
     run = as_run(run, trust_remote_code=trust)
-    if not (run / "config.json").is_file():  # of a merged model
-        locate_adapter(run)  # refuses what is none, before torch is loaded
+    is_merged = (run / "config.json").is_file()
+    if not is_merged:
+        locate_adapter(run)  # refuses a folder without an adapter before torch is loaded
     with options.importing():
         from moslora.verify.verification import verify as verify_run
 
-    progress = sys.stdout
-    if as_json:  # which is alone on the standard output
-        progress = sys.stderr
-    then = "stopped: the replies so far are kept, and the same command continues from there"
-    with on_interrupt(then), redirect_stdout(progress):
+    message = "stopped: the replies so far are kept, and the same command continues from there"
+    with on_interrupt(message), redirect_stdout(progress):
         report = verify_run(
             run,
             server,
@@ -372,6 +379,7 @@ def verify(
 
 
 def _print_plan(recipe: "Recipe", **options: Any) -> NoReturn:
+    """Print the plan of a run, and exit with 1 if the run does not fit this machine."""
     from moslora.data.sources import refuse_missing
 
     refuse_missing(recipe.training_tasks, "train", source=recipe.data.source)
@@ -379,6 +387,4 @@ def _print_plan(recipe: "Recipe", **options: Any) -> NoReturn:
 
     planned = plan_run(recipe, **options)
     print_table(planned.table, above=planned.heading, below=planned.remarks)
-    if planned.fits:
-        raise typer.Exit
-    raise typer.Exit(1)
+    raise typer.Exit(not planned.fits)

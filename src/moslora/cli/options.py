@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share. An option has the name of its parameter, unless it is a flag."""
+"""Arguments and options that several commands share. An option has its parameter's name, unless it is a flag."""
 
 import gc
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from moslora import choices
 from moslora.cli import completion
 from moslora.prompts.protocols import ProtocolName
 
-SOURCES = "Source of the rows: wheel (from PyPI), hub, commonsense_170k, a file, or a folder in LLM-Adapters' layout."
+SOURCES = "Source of the rows: wheel (PyPI), hub, commonsense_170k, a file, or a folder in LLM-Adapters' layout."
 Source = Annotated[str, typer.Option(help=SOURCES)]
 SourceOrRecipes = Annotated[str | None, typer.Option(help=f"{SOURCES} [default: the recipe's, or wheel]")]
 TARGET = typer.Argument(
@@ -32,15 +32,13 @@ Run = Annotated[
     ),
 ]
 Task = Annotated[str | None, typer.Option(help="Task of the result. Required if the adapter has a task gate.")]
-Trust = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run Python code from the base's folder, if you trust its authors.")
-]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run the Python code that comes with the base model.")]
 
 
 def output_folder(out: Path | None) -> Path | None:
     """Return the folder of ``--out``, which must not lie in an adapter or among the checkpoints of a run."""
     if out is not None:
-        from moslora.runs.run import refuse_inside_adapter  # here, as --help needs no recipes
+        from moslora.runs.run import refuse_inside_adapter
 
         refuse_inside_adapter(out)
     return out
@@ -51,7 +49,7 @@ Out = Annotated[
     typer.Option(help="Output folder. [default: in the run's folder, or in runs/]", callback=output_folder),
 ]
 ServedModel = Annotated[str | None, typer.Option(help="Name of the model on the server. [default: its only one]")]
-AtOnce = Annotated[int, typer.Option(help="Number of questions that a server is asked at the same time.", min=1)]
+AtOnce = Annotated[int, typer.Option(help="Number of requests to the server at the same time.", min=1)]
 Evaluation = Annotated[
     str | None, typer.Option(help="Name of a folder in the run's eval/. [default: the recipe's]", metavar="NAME")
 ]
@@ -87,9 +85,7 @@ MaxQuestionLength = Annotated[
     int | None, typer.Option(help="Maximum number of tokens per question with its answer.", min=1)
 ]
 Beams = Annotated[int | None, typer.Option(help="Number of beams for protocol generate. 1 is greedy.", min=1)]
-Server = Annotated[
-    str | None, typer.Option(help="Address of a server that is asked instead, such as http://localhost:8000.")
-]
+Server = Annotated[str | None, typer.Option(help="Address of a server to ask instead, such as http://localhost:8000.")]
 Base = Annotated[bool, typer.Option("--base", help="Use the base model without the adapter.")]
 Overrides = Annotated[
     list[str] | None,
@@ -97,15 +93,14 @@ Overrides = Annotated[
 ]
 
 
-def typed(**values: Any) -> dict[str, Any]:
-    """The options that were typed; the others are decided where the work is done."""
+def drop_unset(**values: Any) -> dict[str, Any]:
+    """Keep the options that the user set; the commands' own code knows the defaults of the others."""
     return {name: value for name, value in values.items() if value is not None}
 
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """A block that imports torch and transformers without Python's search for garbage, a seventh of that time; later
-    searches leave out what was imported."""
+    """Import torch and transformers in the block without garbage collection, which takes a seventh of that time."""
     gc.disable()
     try:
         yield

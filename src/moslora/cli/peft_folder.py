@@ -1,4 +1,4 @@
-"""A folder that PEFT wrote, wherever a run is named."""
+"""Folders of PEFT in the place of runs: their adapters are imported at first use. Also finds the adapter to convert."""
 
 import os
 import shlex
@@ -15,13 +15,12 @@ if TYPE_CHECKING:
 
 
 def as_run(path: Path, *, evaluated: bool = False, trust_remote_code: bool = False) -> Path:
-    """``path``, or the run of the adapter that PEFT wrote there.
+    """Return the run of PEFT's adapter in ``path``, or ``path`` itself if it is no folder of PEFT.
 
-    At its first use the adapter is imported, as by ``moslora import``: into runs/NAME, or beside it if that is
-    something else.
+    At its first use the adapter is imported, as by ``moslora import``, into runs/NAME, or beside it if that is in use.
 
     Args:
-        evaluated: the run's answers are needed, which one that is not imported yet does not have.
+        evaluated: refuse an adapter that is not imported yet, as it has no answers.
         trust_remote_code: the base's own Python code may run.
     """
     from moslora.runs.peft_files import CONFIG, adapter_files
@@ -48,7 +47,12 @@ def as_run(path: Path, *, evaluated: bool = False, trust_remote_code: bool = Fal
 
 
 def imported(opened: "Target", name: str, **how: Any) -> "Target":
-    """``opened``, which is what ``name`` names, opened in this way; or the run of the adapter that PEFT wrote there."""
+    """Import PEFT's adapter in ``name`` and open its run; return ``opened`` itself if ``name`` is no folder of PEFT.
+
+    Args:
+        opened: ``name`` as it was opened, for checks before the import.
+        how: the options of `open_target`.
+    """
     from moslora.evaluation.target import open_target
 
     path = Path(os.path.expanduser(name))
@@ -59,7 +63,7 @@ def imported(opened: "Target", name: str, **how: Any) -> "Target":
 def adapter_to_convert(
     run: Path, out: Path | None, task: str | None, *, name: str, doing: str, trust: bool
 ) -> tuple[Path, Path]:
-    """The adapter folder of ``run``, and ``out`` or its default, which must be free. Notes if the run is unfinished."""
+    """Find the adapter folder of ``run``, and the output folder, which must be empty; note an unfinished run."""
     from moslora.runs.run import run_of
 
     if out is not None:
@@ -72,7 +76,7 @@ def adapter_to_convert(
 
 
 def adapter_at(run: Path, *, doing: str, trust: bool) -> Path:
-    """The adapter folder of ``run``. Notes if the run is unfinished."""
+    """Find the adapter folder of ``run``; note an unfinished run."""
     from moslora.runs.run import locate_adapter, remark_on_unfinished
 
     run = as_run(run, trust_remote_code=trust)

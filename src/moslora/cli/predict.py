@@ -1,4 +1,4 @@
-"""The command ``predict``."""
+"""The command ``predict``: answers for the rows of a file."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,7 +32,7 @@ def predict(
         ),
     ] = None,
     bad_rows: Annotated[
-        choices.BadRows, typer.Option(help="skip: leave rows that are wrong without a prediction.")
+        choices.BadRows, typer.Option(help="stop at bad rows, or skip them: they get no prediction.")
     ] = "stop",
     protocol: options.Protocol = None,
     format: options.Format = None,
@@ -51,16 +51,17 @@ def predict(
 ) -> None:
     """Predict the answers of the rows in a file.
 
-    Writes the same rows with the columns prediction, probability and probabilities; or, of answers in words, prediction
-    and written. Uses all GPUs of this machine. Each different row is asked once, and the same command continues where
-    it was stopped. With --server, a server with OpenAI's interface is asked what the model would be. A key is read from
-    MOSLORA_SERVER_KEY.
+    Writes the same rows with the columns prediction, probability and probabilities; for answers in words with
+    prediction and written. Equal rows are asked once. Uses all GPUs of this machine. If it was stopped, the same
+    command continues.
+
+    With --server, a server with OpenAI's interface answers instead of the model. MOSLORA_SERVER_KEY may have its key.
     """
-    early.refuse_mixed_models(server, model, here=base or dtype or engine or batch_tokens or strategy or processes)
+    early.refuse_mixed_models(server, model, local=base or dtype or engine or batch_tokens or strategy or processes)
     from moslora.data.unanswered import read_unanswered
     from moslora.evaluation.target import open_target
 
-    overrides = options.typed(
+    overrides = options.drop_unset(
         protocol=protocol, format=format, batch_tokens=batch_tokens, max_length=max_length, beams=beams
     )
     how: dict[str, Any] = {
@@ -71,10 +72,10 @@ def predict(
         "trust_remote_code": trust,
     }
     opened = open_target(target, **how)
-    described_by = opened.task_of_rows(task)
+    task_of_rows = opened.task_of_rows(task)
     out = out or file.with_name(f"{file.stem}-predicted{file.suffix}")
     _refuse_output(out, file)
-    rows = read_unanswered(file, described_by)
+    rows = read_unanswered(file, task_of_rows)
     rows.refuse_bad_rows(bad_rows)
     opened = imported(opened, target, **how)
     if server is None:
@@ -87,7 +88,7 @@ def predict(
     with on_interrupt("stopped: the answers so far are kept, and the same command continues from there"):
         rows, predictions = predict_rows(
             opened,
-            described_by,
+            task_of_rows,
             rows,
             bad_rows=bad_rows,
             server=open_server(server, model) if server else None,
@@ -100,8 +101,8 @@ def predict(
 
 
 def _refuse_output(out: Path, file: Path) -> None:
-    """Refuses a file that is there, or whose ending is another one than that of the rows."""
+    """Refuse an output file that exists, or whose ending differs from that of the rows."""
     if out.suffix.lower() != file.suffix.lower():
-        raise UsageError(f"--out {out}: must end in {file.suffix}, as the rows are written as they are")
-    if out.exists() and not is_unfinished(out):  # of this command, killed a moment before its end
-        raise UsageError(f"{out}: is there already; remove it, or choose another file with --out")
+        raise UsageError(f"--out {out}: must end in {file.suffix}, like the file of the rows")
+    if out.exists() and not is_unfinished(out):
+        raise UsageError(f"{out}: already exists; remove it, or choose another file with --out")

@@ -14,13 +14,16 @@ from moslora.runs import RUNS
 def run_in_processes(
     processes: int | None, *, then: str, restarts: int | None = None, run: Path = RUNS, most: int | None = None
 ) -> None:
-    """Runs this command in other processes and ends with their exit code, unless this is one of them or one is enough.
+    """Start this command in several processes and exit with their code.
+
+    Returns without effect if one process is enough, or if this process is already one of several.
 
     Args:
-        processes: typed by the user; ``None`` for one per GPU, up to ``most``.
-        then: what the user can do after an interruption.
-        restarts: how often a killed process is started again.
-        run: the folder whose checkpoints tell whether a restart made progress.
+        processes: number that the user set; ``None`` for one per GPU, up to ``most``.
+        then: how the user can continue after an interruption, for the message.
+        restarts: maximum number of restarts after a killed process.
+        run: the run whose checkpoints show whether a restart made progress.
+        most: maximum number of processes.
     """
     from moslora.processes.launch import launch, launched_here, processes_to_start
     from moslora.runs.run import Run as TrainedRun
@@ -28,9 +31,9 @@ def run_in_processes(
     with importing():
         count = processes_to_start(processes, most=most)
     if restarts and launched() and not launched_here():
-        raise UsageError(f"--max-restarts {restarts}: another launcher runs these processes; leave it out")
-    watched = restarts and not launched()  # by a process that restarts this one
-    if count > 1 or watched:
+        raise UsageError(f"--max-restarts {restarts}: another launcher started these processes; remove this option")
+    is_watched = restarts and not launched()
+    if count > 1 or is_watched:
         code = launch(
             [sys.executable, "-m", "moslora", *sys.argv[1:]],
             processes=count,

@@ -57,8 +57,6 @@ def schema() -> None:
 
 
 def _recipe_file(name: str) -> str:
-    """The recipe file of a run, or `name` itself."""
+    """Return the recipe file of a run, or `name` itself."""
     inside = os.path.join(name, "recipe.yaml")
-    if os.path.isfile(inside):  # of any text, where Path.is_file may raise
-        return inside
-    return name
+    return inside if os.path.isfile(inside) else name

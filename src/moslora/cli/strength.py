@@ -1,4 +1,4 @@
-"""The command ``strength``: an adapter applied more weakly or more strongly than it was trained."""
+"""The command ``strength``: measures and applies an adapter at another strength than it was trained at."""
 
 from pathlib import Path
 from typing import Annotated
@@ -39,7 +39,7 @@ def strength(
     recommends one. --out writes the run at that strength, or at the one of --set.
     """
     if value is not None and (out is None or rows is not None):
-        raise UsageError("--set takes the folder of the result, --out, and measures nothing: leave out --rows")
+        raise UsageError("--set writes without measuring: add --out FOLDER, and remove --rows")
     if out is not None:
         refuse_used(out)
     adapter = adapter_at(run, doing="applying", trust=trust)
@@ -54,7 +54,7 @@ def strength(
         print_table(curve.table(), above=[curve.heading], below=[curve.conclusion()])
         value = curve.recommended
         if value is None and out is not None:
-            raise MosloraError(f"{out}: not written, as no strength is recommended; choose one with --set")
+            raise MosloraError(f"{out}: not written, because no strength is recommended; choose one with --set")
     if out is not None and value is not None:
         applied = write_at_strength(adapter, value, out, trust_remote_code=trust)
         print(f"strength {applied} written to {out}")

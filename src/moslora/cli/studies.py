@@ -24,10 +24,10 @@ app = typer.Typer()
 
 PACK = typer.Option(
     metavar="FOLDER",
-    help="Folder to write the finished runs into, as two tables and a card that compare reads. Nothing is run.",
+    help="Write the finished runs into this folder, as tables that compare reads, and run nothing.",
 )
 ON = typer.Option(
-    help="here: one run after the other, or on each GPU; ray: many at once, on the cluster at RAY_ADDRESS or here."
+    help="here: runs on this machine, one per GPU at a time; ray: many at once, on the cluster at RAY_ADDRESS or here."
 )
 
 
@@ -58,14 +58,14 @@ def experiment(
         bool,
         typer.Option(
             "--power",
-            help="Print which differences more seeds or questions would show, by the runs in the FOLDER that is given"
-            " in place of the file. Nothing is run.",
+            help="Print which differences more seeds or questions would show, and run nothing. Takes a folder of runs"
+            " instead of the file.",
         ),
     ] = False,
 ) -> None:
     """Train and score several methods over several seeds.
 
-    Each method is scored at its best learning rate. The same command continues where it was stopped.
+    Each method is scored at its best learning rate. If it was stopped, the same command continues.
     """
     if file is None:
         from moslora.recipe import list_recipes
@@ -74,7 +74,7 @@ def experiment(
         return
     if power:
         if arms or out is not None:
-            raise UsageError("--power: takes a folder of runs alone, such as moslora experiment runs/mine --power")
+            raise UsageError("--power: takes only a folder of runs, such as moslora experiment runs/mine --power")
         from moslora.experiment.power import power_of
 
         sizes, lines = power_of(Path(file))
@@ -128,12 +128,11 @@ MARGIN = typer.Option(
 )
 CLUSTER = typer.Option(
     metavar="COLUMN",
-    help="Column of logs that groups questions which are not independent, such as doc.passage of lm-eval's, or"
-    " metadata.NAME of Inspect's. [default: none]",
+    help="Column of the logs that groups dependent questions, such as doc.passage (lm-eval) or metadata.NAME (Inspect)."
+    " [default: none]",
 )
 ALLOW = typer.Option(
-    help="Fields that may differ, separated by commas: rows, steps, or single ones; or seeds, which are then not"
-    " paired.",
+    help="Fields that may differ between arms, separated by commas: rows, steps, one key, or seeds (then unpaired).",
     metavar="FIELD",
 )
 
@@ -145,14 +144,14 @@ def compare(
         typer.Argument(
             metavar="A [B …]",
             help="Runs, PEFT's folders, folders of runs, or an experiment. A single run is compared with its base. Or"
-            " logs of other programs: lm-eval's and Inspect's, or folders of them; JSONL or CSV with id and score.",
+            " logs of lm-eval or Inspect, folders of them, or JSONL or CSV files with id and score.",
             autocompletion=completion.runs,
         ),
     ],
     contrast: Annotated[
         str | None,
         typer.Option(
-            metavar="ARM,ARM", help="Comparison named beforehand: the second arm against the first. [default: A,B]"
+            metavar="ARM,ARM", help="Comparison chosen beforehand: the second arm against the first. [default: A,B]"
         ),
     ] = None,
     outcome: Annotated[str | None, OUTCOME] = None,
@@ -163,19 +162,17 @@ def compare(
     allow: Annotated[list[str] | None, ALLOW] = None,
     require: Annotated[
         Required | None,
-        typer.Option(help="What has to be concluded of the second arm. The exit code is 4 if it is not."),
+        typer.Option(help="Required conclusion about the second arm. The exit code is 4 if it is not reached."),
     ] = None,
     better: Annotated[
         Literal["higher", "lower"] | None,
-        typer.Option(help="Which numbers of a log are better, where their name does not say."),
+        typer.Option(help="Which numbers of a log are better, if their name does not say it."),
     ] = None,
-    min_questions: Annotated[
-        int, typer.Option(help="Number of questions that at least have to be compared.", min=0)
-    ] = 0,
+    min_questions: Annotated[int, typer.Option(help="Minimum number of questions to compare.", min=0)] = 0,
     min_share: Annotated[
         float | None,
         typer.Option(
-            help="Share of each side's questions that all sides must have answered. [default: 0.9 with --require]",
+            help="Minimum share of each side's questions that all sides answered. [default: 0.9 with --require]",
             min=0,
             max=1,
         ),
@@ -184,14 +181,14 @@ def compare(
 ) -> None:
     """Compare runs, question by question and seed by seed.
 
-    Runs whose recipes differ only in the seed form one arm. Arms are paired by seed. The last lines say what can be
-    concluded, and what cannot.
+    Runs whose recipes differ only in the seed form one arm. Arms are paired by seed. The last lines say which
+    conclusions hold.
     """
     contrasts = []
     if contrast is not None:
         before, _, after = contrast.partition(",")
         if not (before and after):
-            raise UsageError(f"--contrast {contrast}: must be two arms, as in --contrast init-only,learned")
+            raise UsageError(f"--contrast {contrast}: must be two arms, such as --contrast init-only,learned")
         contrasts.append((before, after))
     paths = [as_run(path, evaluated=True) for path in paths]
     refuse_paths(paths, evaluation=evaluation)
@@ -269,7 +266,7 @@ def reproduce(
 ) -> None:
     """Train a run again and compare the two.
 
-    Writes RUN-again. The weights are bitwise equal, equal within a tolerance, or different.
+    Writes RUN-again, and prints whether the weights are bitwise equal, equal within a tolerance, or different.
     """
     from moslora.runs.resuming import refuse_reproduction
     from moslora.runs.run import Run
@@ -283,7 +280,7 @@ def reproduce(
 
 
 def _print(tables: Iterable[list[list[str]]], lines: Iterable[str]) -> None:
-    """Prints tables, an empty line below each, and the lines below them."""
+    """Print tables, an empty line below each, and then lines."""
     for table in tables:
         print_table(table)
         print()

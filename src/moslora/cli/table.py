@@ -1,27 +1,24 @@
 """Tables in the terminal."""
 
-import math
 import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 
-from moslora.console import Bold
-
 
 def print_described(names: list[tuple[str, str]]) -> None:
-    """Prints names and what they are, a line each; on a terminal it is continued below its beginning."""
+    """Print names with their descriptions, a line each; a terminal shows a long description as an indented block."""
     width = max(len(name) for name, _ in names)
-    for name, purpose in names:
-        print(_hanging(f"{name:{width}}  ", purpose))
+    for name, description in names:
+        print(_hanging(f"{name:{width}}  ", description))
 
 
 def print_table(rows: list[list[str]], *, above: Iterable[str] = (), below: Iterable[str] = ()) -> None:
-    """Prints ``rows``, header first, all columns but the first right-aligned, between lines ``above`` and ``below``.
+    """Print ``rows``, header first, between the lines ``above`` and ``below``.
 
-    On a terminal a row with a `Bold` name is bold. Where the columns do not fit side by side, also with their titles in
-    several lines, each row is a paragraph.
+    The first column is left-aligned, the others right-aligned. If the columns do not fit a terminal, titles take
+    several lines; if that is not enough, each row becomes a paragraph.
     """
     for line in (*above, *_lines(rows), *below):
         print(line)
@@ -46,16 +43,12 @@ def _lines(rows: list[list[str]]) -> Iterable[str]:
     lines = []
     for name, *cells in (*zip_longest(*titles, fillvalue=""), *rows[1:]):
         justified = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
-        line = "  ".join([name.ljust(widths[0]), *justified])
-        if isinstance(name, Bold) and sys.stdout.isatty():
-            line = f"\x1b[1m{line}\x1b[0m"
-        lines.append(line)
+        lines.append("  ".join([name.ljust(widths[0]), *justified]))
     return lines
 
 
 def _paragraphs(rows: list[list[str]]) -> Iterator[str]:
-    """Each row as a paragraph: its name, and below it a line for every other cell that is not empty, and for every part
-    of one that ``; `` separates."""
+    """Write each row as a paragraph: its name, and a line for each part of its other cells; ``; `` separates parts."""
     titles = rows[0][1:]
     widest = _longest(titles)
     for name, *cells in rows[1:]:
@@ -64,23 +57,19 @@ def _paragraphs(rows: list[list[str]]) -> Iterator[str]:
             label = title
             for part in filter(None, cell.split("; ")):
                 yield _hanging(f"  {label:{widest}}  ", part)
-                label = ""  # the title stands before the first part alone
+                label = ""
 
 
 def _hanging(beginning: str, text: str) -> str:
-    """``text`` after its ``beginning``; on a terminal it is wrapped, and continued below where it began."""
-    room = _room() - len(beginning)
-    if room == math.inf or room < 20:
-        return beginning + text
-    lines = textwrap.wrap(text, int(room), break_long_words=False, break_on_hyphens=False)
+    """Write ``text`` after its ``beginning``, wrapped on a terminal and indented below where it begins."""
+    room = max(20, _room() - len(beginning))
+    lines = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False)
     return beginning + f"\n{' ' * len(beginning)}".join(lines)
 
 
-def _room() -> float:
-    """Columns of a line: those of the terminal, or as many as there are in a file or a pipe."""
-    if sys.stdout.isatty():
-        return shutil.get_terminal_size().columns
-    return math.inf
+def _room() -> int:
+    """Columns of a line: the terminal's, or without a limit in a file or a pipe."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
 
 
 def _longest(texts: Iterable[str]) -> int:

@@ -9,13 +9,12 @@ from typing import Any, NamedTuple
 
 from scipy import special  # not scipy.stats, which takes a tenth of a command's start
 
-from moslora.console import Bold
 from moslora.runs.answers import TaskAnswers
 from moslora.runs.intervals import Interval, mean_of, percent, percent_range
 from moslora.runs.outcomes import log_probability, nats_per_byte, right, right_undivided
 from moslora.runs.predictions import margin
 
-MACRO = Bold("macro average")
+MACRO = "macro average"
 """Every task has the same weight."""
 
 MICRO = "micro average"
