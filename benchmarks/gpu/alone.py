@@ -59,7 +59,7 @@ def products(record: Record) -> None:
 
 def kernels(record: Record) -> None:
     """Liger-Kernel's kernels, and our skinny products with dropout; forwards over tiles, warps and programs."""
-    if not (GPU and liger.installed()):
+    if not (GPU and liger.is_used()):
         record(skipped="Triton or Liger-Kernel is not there, or there is no GPU")
         return
     operations = torch.ops.moslora

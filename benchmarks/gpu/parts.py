@@ -74,7 +74,7 @@ def first(record: Record) -> None:
         record(cuda=torch.version.cuda, cudnn=torch.backends.cudnn.version())
     take_gpu()
     took = seconds(liger.fault)
-    record(liger={"there": liger.there(), "fault": liger.fault(), "seconds": took})
+    record(liger={"there": liger.is_installed(), "fault": liger.fault(), "seconds": took})
 
 
 def machine(record: Record) -> None:

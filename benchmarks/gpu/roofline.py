@@ -83,7 +83,7 @@ def estimated(contestant: str, layers: int, count: int) -> dict[str, list[dict[s
 
     AcceleratorState._reset_state(reset_partial_state=True)  # PEFT's has autocast
     pretend_kit.held_on = torch.device("meta")
-    liger.installed = lambda: not contestant.endswith(":torch")  # which has no need of it
+    liger.is_used = lambda: not contestant.endswith(":torch")  # which has no need of it
     sizes = LLAMA | {"num_hidden_layers": layers}
     rows = step_rows(STEP, sizes["vocab_size"])[:count]
     model, step = CONTESTANTS[contestant](rows, sizes, pretend_kit.DEVICE)

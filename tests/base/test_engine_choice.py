@@ -218,7 +218,7 @@ BACKWARD = {
     "linear": (linear_kernel, "_Product"),
     "loss": (loss, "ChunkedLoss"),
     "norm": (norm, "_InPlace"),
-    "rotary": (rotary, "Turned"),
+    "rotary": (rotary, "RotaryEmbedding"),
     "MLP": (mlp, "_SwiGLU"),
     "adapter": (recompute, "_Projection"),
 }

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from moslora.adapters import MIXERS, AdapterLinear, build_mixer
-from moslora.kernels.dropout import Dropout, without
-from moslora.kernels.recompute import made_of, project
+from moslora.kernels.dropout import Dropout, zero_dropped
+from moslora.kernels.recompute import mark_recomputable, project
 
 
 def dropped(dropout, x):
@@ -74,18 +74,18 @@ def test_the_projection_is_the_product_with_what_dropout_leaves(kernel, again, m
         leaf = source.clone().requires_grad_()
         x = leaf.sin()
         if again:
-            x = made_of(x, torch.sin, leaf)
+            x = mark_recomputable(x, torch.sin, leaf)
         out = []
         loss = torch.zeros((), dtype=torch.float64)
         for a, drawn, weight in zip(factors, draws, weights, strict=True):
-            h = without(x, drawn) @ a.T
+            h = zero_dropped(x, drawn) @ a.T
             behind = x
             if ours:
                 h, behind = project(x, a, drawn)
             out.append(h)
             loss = loss + (h * weight).sum() + behind.cos().sum()
         found.append([*out, *torch.autograd.grad(loss, [leaf, *factors])])
-    assert any((without(source, drawn) == 0).any() for drawn in draws)
+    assert any((zero_dropped(source, drawn) == 0).any() for drawn in draws)
     for mine, expected in zip(*found, strict=True):
         torch.testing.assert_close(mine, expected, rtol=1e-12, atol=1e-12)
 
@@ -121,7 +121,7 @@ def test_what_is_computed_again_is_neither_kept_nor_left_behind():
         kept.append(tensor.untyped_storage().data_ptr())
         return tensor
 
-    x = made_of(leaf.sin(), make, leaf)
+    x = mark_recomputable(leaf.sin(), make, leaf)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         out = sum(project(x, a, None)[0].sum() for a in factors)
     assert x.untyped_storage().data_ptr() not in kept and leaf.untyped_storage().data_ptr() in kept

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from moslora.kernels import liger  # noqa: F401 — its operations
-from moslora.kernels.dropout import WITHIN, Dropout, without
-from moslora.kernels.recompute import made_of, project
+from moslora.kernels.dropout import WITHIN, Dropout, zero_dropped
+from moslora.kernels.recompute import mark_recomputable, project
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CAN_RUN = find_spec("triton") is not None and (DEVICE.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1")
@@ -38,7 +38,7 @@ def drawn(seed: int, p: float) -> Tensor:
 
 def mask(*shape: int, seed: int, p: float) -> Tensor:
     """As the products' gradient has it."""
-    return without(torch.ones(shape, dtype=torch.float64, device=DEVICE), drawn(seed, p))
+    return zero_dropped(torch.ones(shape, dtype=torch.float64, device=DEVICE), drawn(seed, p))
 
 
 def philox(counters: numpy.ndarray, key: int) -> numpy.ndarray:
@@ -83,7 +83,7 @@ def test_values_and_gradients_are_those_of_the_formula(dtype, rank, columns, lea
     def ours(x: Tensor, a: Tensor) -> list[Tensor]:
         read = x.neg()
         if again:
-            read = made_of(read, torch.neg, x)
+            read = mark_recomputable(read, torch.neg, x)
         return list(project(read, a, drawn(7, 0.4)))
 
     def plain(x: Tensor, a: Tensor) -> list[Tensor]:
@@ -139,8 +139,8 @@ def test_checkpointing_drops_the_same(monkeypatch):
     x = torch.randn(20, 48, device=DEVICE, requires_grad=True)
     a = torch.randn(4, 48, device=DEVICE, requires_grad=True)
     torch.manual_seed(11)
-    first = without(torch.ones_like(x), dropout.draw(x))
-    assert not first.equal(without(torch.ones_like(x), dropout.draw(x)))
+    first = zero_dropped(torch.ones_like(x), dropout.draw(x))
+    assert not first.equal(zero_dropped(torch.ones_like(x), dropout.draw(x)))
     torch.manual_seed(11)
     h, _ = checkpoint(lambda x: project(x, a, dropout.draw(x)), x, use_reentrant=False)
     torch.manual_seed(12)  # what else is drawn until the backward pass

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from moslora.kernels import liger
 from moslora.kernels.mlp import GatedMLP
 from moslora.kernels.recompute import project
-from moslora.kernels.rotary import Turned
+from moslora.kernels.rotary import RotaryEmbedding
 from tests.kernels.test_rotary import parts
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-CAN_RUN = liger.installed() and (DEVICE.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1")
+CAN_RUN = liger.is_used() and (DEVICE.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1")
 REASON = "no Liger-Kernel, or neither a GPU nor TRITON_INTERPRET=1"
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not CAN_RUN, reason=REASON)]
 ROUNDING = {torch.float32: 1e-6, torch.float16: 2**-10}
@@ -25,7 +25,7 @@ if DEVICE.type == "cuda":
 @pytest.fixture(autouse=True)
 def on_any_device(monkeypatch):
     """Interpreted on a CPU, which is given numbers as Python's where a GPU has float32."""
-    monkeypatch.setattr(liger, "takes", lambda x: x.dtype != torch.float64)
+    monkeypatch.setattr(liger, "supports", lambda x: x.dtype != torch.float64)
     if DEVICE.type == "cpu":
         from triton import language
         from triton.runtime import interpreter
@@ -56,7 +56,7 @@ def same(compute: Callable[..., list[Tensor]], leaves: list[Tensor], rounding: f
 def test_it_turns(dtype):
     """In place: q and k are made first, as layers make them."""
     q, k, cos, sin = parts(dtype)
-    same(lambda q, k: [*Turned.apply(q * 1, k * 1, cos.to(q), sin.to(q))], [q, k], ROUNDING[dtype])
+    same(lambda q, k: [*RotaryEmbedding.apply(q * 1, k * 1, cos.to(q), sin.to(q))], [q, k], ROUNDING[dtype])
 
 
 @pytest.mark.parametrize("dtype", ROUNDING)

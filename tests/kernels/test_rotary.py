@@ -6,7 +6,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from moslora.kernels.attention import as_rows, use_rows
 from moslora.kernels.exchange import exchange
-from moslora.kernels.rotary import RotaryAttention, Turned, own_attention
+from moslora.kernels.rotary import RotaryAttention, RotaryEmbedding, own_attention
 from moslora.kernels.rows import Rows
 from reference import tiny_llama, token_batch
 
@@ -31,7 +31,7 @@ def test_it_turns_as_transformers_does_up_to_rounding(dtype, rounding):
     for way, to in (("ours", dtype), ("theirs", dtype), ("theirs", torch.float64)):
         leaves = [x.to(to).requires_grad_() for x in (q, k)]
         if way == "ours":
-            out = Turned.apply(*leaves, cos, sin)
+            out = RotaryEmbedding.apply(*leaves, cos, sin)
         else:
             by_head = [x.transpose(1, 2) for x in leaves]
             out = [x.transpose(1, 2) for x in apply_rotary_pos_emb(*by_head, cos.to(to), sin.to(to))]
@@ -45,7 +45,9 @@ def test_it_turns_as_transformers_does_up_to_rounding(dtype, rounding):
 
 def test_its_gradient_is_that_of_finite_differences():
     q, k, cos, sin = parts(torch.float64)
-    assert torch.autograd.gradcheck(lambda *x: Turned.apply(*x, cos, sin), (q.requires_grad_(), k.requires_grad_()))
+    assert torch.autograd.gradcheck(
+        lambda *x: RotaryEmbedding.apply(*x, cos, sin), (q.requires_grad_(), k.requires_grad_())
+    )
 
 
 def test_without_rows_it_is_the_plain_module():

@@ -186,7 +186,7 @@ def test_launches_of_the_host(monkeypatch, recomputed, by_liger, dora):
         (False, False, True): 310,
         (True, False, True): 486,
     }
-    monkeypatch.setattr(liger, "there", lambda: by_liger)
+    monkeypatch.setattr(liger, "is_installed", lambda: by_liger)
     model = tiny_llama(layers=4)
     inject(model, rank=8, alpha=8, target_modules=PROJECTIONS, mixer={"kind": "dense"}, dropout=0.1, dora=dora)
     section = ModelSection(name="tiny", gradient_checkpointing=recomputed)
@@ -231,7 +231,7 @@ def test_the_time_on_a_gpu_is_that_of_products_and_unpacking():
 def test_eight_gpus_wait_for_their_hosts(capsys, monkeypatch):
     """31,932 steps: 32 layers that a host launches in 1.4 to 3.2 ms each, and a checkpoint of 340.2 MB after 200 steps;
     22,419 questions of 132 tokens, each half of a trained one."""
-    monkeypatch.setattr(liger, "there", lambda: True)
+    monkeypatch.setattr(liger, "is_installed", lambda: True)
     _, out, _ = run(capsys, "plan", "llama3-8b", "--gpu-memory=80GB", "--processes=8")
     copied = math.ceil(31_932 / 200) * 340.2e6 / 2e9
     ends = [31_932 * 32 * of_layer + copied for of_layer in (1.4e-3, 3.2e-3)]

@@ -46,7 +46,7 @@ def pass_of(layers, *, device=DEVICE, dtype=torch.bfloat16, dropout=0, share):
 @pytest.mark.parametrize("by_liger", [False, True])
 def test_its_gradients_are_those_of_float64(monkeypatch, by_liger, share):
     """Up to the rounding of bfloat16, of which a pass of the CPU has about as much."""
-    monkeypatch.setattr(liger, "installed", lambda: by_liger)
+    monkeypatch.setattr(liger, "is_used", lambda: by_liger)
     found, (forwards, _) = pass_of(2, share=share)
     assert forwards.operations["aten._flash_attention_forward.default"] == 2
     assert forwards.operations["moslora.swiglu.default"] == forwards.operations["moslora.rope.default"] == 2 * by_liger
@@ -61,7 +61,7 @@ def test_its_gradients_are_those_of_float64(monkeypatch, by_liger, share):
 @pytest.mark.parametrize("by_liger", [False, True])
 def test_its_launches(monkeypatch, by_liger):
     """With five adapters and dropout: what one layer more adds."""
-    monkeypatch.setattr(liger, "installed", lambda: by_liger)
+    monkeypatch.setattr(liger, "is_used", lambda: by_liger)
     _, fewer = pass_of(1, dropout=0.1, share=False)
     _, more = pass_of(2, dropout=0.1, share=False)
     counts = tuple(two.operations.total() - one.operations.total() for one, two in zip(fewer, more, strict=True))

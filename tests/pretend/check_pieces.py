@@ -33,13 +33,13 @@ BY_NAME = {piece.name: piece for piece in (*PIECES, STEP, *OTHERS)}
 @pytest.fixture(autouse=True)
 def in_a_moment(monkeypatch):
     monkeypatch.setattr(vocabulary, "LOGITS_AT_ONCE", 400 * 100)
-    monkeypatch.setattr(liger, "installed", lambda: True)
+    monkeypatch.setattr(liger, "is_used", lambda: True)
     monkeypatch.setattr(measure, "ON_GPU", 2)
     yield
     disabled_kernels.cache_clear()
 
 
-right_turn = rotary._turn
+right_rotation = rotary._rotate
 right_loss = loss.label_loss
 
 
@@ -50,7 +50,7 @@ def wrong(module, name, change):
 
 
 FAULTS = {
-    "RoPE": ("rope", (rotary, "_turn", lambda q, k, cos, sin, back: right_turn(q, k, cos, sin, back=False))),
+    "RoPE": ("rope", (rotary, "_rotate", lambda q, k, cos, sin, back: right_rotation(q, k, cos, sin, back=False))),
     "attention": ("attention", wrong(attention, "_unpadded", lambda out: out * 1.2)),
     "adapters, dense": ("adapters", planted_on_a_cpu["adapters, scale"].plant),
     "loss": ("loss", (loss, "label_loss", lambda states, *given: -right_loss(states, *given))),
@@ -101,7 +101,7 @@ def test_ligers_kernels_are_tried_in_inference_too(monkeypatch, renamed):
             raise faults.pop()
         tried(device)
 
-    monkeypatch.setattr(liger, "there", lambda: True)
+    monkeypatch.setattr(liger, "is_installed", lambda: True)
     monkeypatch.setattr(liger, "_try", fails_once)
     with torch.inference_mode():
         assert liger.fault.__wrapped__() is None

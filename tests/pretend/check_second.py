@@ -61,7 +61,7 @@ def test_a_run_and_its_evaluation_are_on_it_alone(recipe, tmp_path):
 def test_kernels_are_tried_on_it_and_waited_for():
     take_gpu()
     with watch() as seen:
-        assert liger.installed()
+        assert liger.is_used()
     names = {"swiglu": 1, "swiglu_backward": 1, "rope": 2, "project": 1, "project_backward": 2}
     assert {name: seen.operations[f"moslora.{name}.default"] for name in names} == names
     assert any(place.startswith("synchronize") for place in seen.waits)
@@ -95,7 +95,7 @@ def test_they_are_launched_where_their_tensors_are():
 def test_one_that_computes_something_else_is_not_used(monkeypatch, capsys, name, wrong):
     replaced(monkeypatch, name, wrong)
     liger.agree()
-    assert not liger.installed()
+    assert not liger.is_used()
     assert capsys.readouterr().out.count("is not used, as it does not work here: its results differ") == 1
 
 
@@ -105,7 +105,7 @@ def test_one_that_cannot_be_compiled_is_not_used(monkeypatch, capsys):
 
     replaced(monkeypatch, "rope_forward", fails)
     liger.agree()
-    assert not liger.installed() and "Failed to find C compiler" in capsys.readouterr().out
+    assert not liger.is_used() and "Failed to find C compiler" in capsys.readouterr().out
 
 
 def test_one_that_breaks_the_gpu_ends_the_process_in_a_line(monkeypatch):
@@ -126,9 +126,9 @@ def test_no_process_uses_what_fails_in_one(monkeypatch, capsys, where, fault):
     faults: list[str | None] = [None, None]
     faults[where] = fault
     monkeypatch.setattr(liger, "all_gather", lambda own: faults)
-    assert liger.installed()
+    assert liger.is_used()
     liger.agree()
-    assert not liger.installed()
+    assert not liger.is_used()
     said = capsys.readouterr().out
     assert (fault or "not installed") in said and ("rank 1" in said) == bool(where)
 
@@ -136,4 +136,4 @@ def test_no_process_uses_what_fails_in_one(monkeypatch, capsys, where, fault):
 def test_where_it_is_not_installed_nothing_is_said(monkeypatch, capsys):
     monkeypatch.setattr(liger, "find_spec", lambda name: None)
     liger.agree()
-    assert not liger.installed() and not capsys.readouterr().out
+    assert not liger.is_used() and not capsys.readouterr().out

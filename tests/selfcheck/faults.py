@@ -61,7 +61,7 @@ right_attention = attention._Grouped.forward
 
 def made_of_gate(x: Tensor, make: Any, gate: Tensor, up: Tensor) -> Tensor:
     """The activation that the adapter's gradient needs is another one."""
-    return recompute.made_of(x, lambda gate, up: gate.clone(), gate, up)
+    return recompute.mark_recomputable(x, lambda gate, up: gate.clone(), gate, up)
 
 
 def stale_pieces(*given: Any) -> Iterator[Piece]:
@@ -160,10 +160,10 @@ class Fault:
 
 FAULTS = {
     "norm, sign": Fault("norm", "norm", backward_times(norm._InPlace, 0, -1)),
-    "norm, made again": Fault("norm", "norm", (norm, "_again", lambda x, root, weight: x.clone())),
-    "RoPE, turned back": Fault("rope", "RoPE", backward_times(rotary.Turned, 1, -1)),
+    "norm, made again": Fault("norm", "norm", (norm, "_recompute", lambda x, root, weight: x.clone())),
+    "RoPE, turned back": Fault("rope", "RoPE", backward_times(rotary.RotaryEmbedding, 1, -1)),
     "MLP, sign": Fault("mlp", "MLP", backward_times(mlp._SwiGLU, 1, -1)),
-    "MLP, made again": Fault("mlp", "MLP", (mlp, "made_of", made_of_gate)),
+    "MLP, made again": Fault("mlp", "MLP", (mlp, "mark_recomputable", made_of_gate)),
     "linear, scale": Fault("linear", "linear", backward_times(linear._Product, 0, 1.01)),
     "linear, stale": Fault("linear", "linear", (linear, "_packed", stale_copies()), in_step=False),
     "attention, mask": Fault("attention", "attention", (Group, "seen", short_mask)),
@@ -182,8 +182,8 @@ FAULTS = {
         )
         for kind in MIXERS
     },
-    "dropout, none": Fault("dropout", "dropout", (recompute, "without", keep_all), in_step=False),
-    "dropout, none of many": Fault("dropout", "dropout, wide", (recompute, "without", keep_all), in_step=False),
+    "dropout, none": Fault("dropout", "dropout", (recompute, "zero_dropped", keep_all), in_step=False),
+    "dropout, none of many": Fault("dropout", "dropout, wide", (recompute, "zero_dropped", keep_all), in_step=False),
     "dropout, share": Fault(
         "dropout", "dropout, share", (dropout, "math", SimpleNamespace(log1p=lambda p: 2 * p)), in_step=False
     ),

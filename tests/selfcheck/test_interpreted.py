@@ -18,7 +18,7 @@ from moslora.selfcheck.piece import measure
 from moslora.selfcheck.pieces import ODD_RANK, PIECES, dropout
 from tests.kernels.test_liger import on_any_device  # noqa: F401 — a fixture
 
-CAN_RUN = liger.installed() and os.environ.get("TRITON_INTERPRET") == "1"
+CAN_RUN = liger.is_used() and os.environ.get("TRITON_INTERPRET") == "1"
 pytestmark = pytest.mark.skipif(not CAN_RUN, reason="no Liger-Kernel, or not TRITON_INTERPRET=1")
 CONFIG = SimpleNamespace(
     hidden_size=40,

@@ -1,4 +1,4 @@
-"""Low-rank adapters with a mixer, for any model of torch."""
+"""Low-rank adapters with a mixer for any torch model. They know neither recipes nor transformers."""
 
 from moslora.adapters.context import Context
 from moslora.adapters.folding import LoraPair, fold

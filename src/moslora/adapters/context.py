@@ -1,4 +1,4 @@
-"""What the adapters of a model know in a forward pass beside x."""
+"""Information that all adapters of a model share in a forward pass, besides x."""
 
 from collections.abc import Callable
 
@@ -9,24 +9,24 @@ from moslora.adapters.factors import Factors
 
 
 class Context:
-    """One object that all adapters of a model share, because the model's own code hands its layers x and nothing else.
+    """State that all adapters of a model share, because the model's own code passes nothing but x to its layers.
 
-    It is an attribute of the layers and no variable of a thread: gradient checkpointing computes a layer again in a
-    thread of autograd. Nothing of it is in a ``state_dict``; all but ``options`` and ``seed`` is of one pass, or of
+    It is an attribute of the layers, not a thread-local variable, because gradient checkpointing recomputes a layer in
+    a thread of autograd. It is not in a ``state_dict``. Except for ``options`` and ``seed``, it describes one pass or
     the passes between two updates.
 
     Attributes:
-        options: those that the adapters were made with, for `moslora.save`; ``None`` for a layer made by hand.
-        seed: that of their start.
-        tokens: which tokens of the batch are no padding, bool ``(batch, length)``; ``None`` for all. From
+        options: options of the adapters, for `moslora.save`; ``None`` for a layer created by hand.
+        seed: seed of the adapters' start.
+        tokens: mask of the batch's tokens that are not padding, bool ``(batch, length)``; ``None`` for all. Set by
             :func:`moslora.adapters.describe_batch`, for the balance of gates.
-        tasks: task numbers or weights, likewise, for gates that route by the task.
-        factors: by layer the factors that were made for all layers at once, and the layer's place among those that
-            share them. From :meth:`moslora.adapters.SharedInputLayers.folded`; a layer that is not here makes its own.
-        folds: by layer what makes its factors, and those of others, before it computes.
-        plain: the layers compute y as it is written, and share nothing.
-        bypassed: the layers that cannot be adapted: the model's code reads the base's weight around them, or takes more
-            from the base than y.
+        tasks: task numbers or weights, set by :func:`moslora.adapters.describe_batch`, for gates that route by task.
+        factors: layer -> its folded factors and its place among the layers that share them. Set by
+            :meth:`moslora.adapters.SharedInputLayers.folded`; a missing layer folds its own factors.
+        folds: layer -> function that folds its factors, called before the layer computes.
+        plain: whether the layers compute the plain formula and share nothing.
+        bypassed: layers that cannot be adapted, because the model's code reads the base's weight directly, or more
+            outputs of the base than y.
     """
 
     def __init__(self) -> None:
@@ -42,23 +42,23 @@ class Context:
         self._is_described = False
 
     def describe(self, *, tokens: Tensor | None, tasks: Tensor | None) -> None:
-        """Describes the next passes, and forgets the penalties of the last ones."""
+        """Describe the next passes, and discard the penalties of the previous ones."""
         self.tokens = tokens
         self.tasks = tasks
         self._penalties = {}
         self._is_described = True
 
     def keep_penalty(self, mixer: nn.Module, penalty: Tensor) -> None:
-        """Keeps what ``mixer`` adds to the loss, in the first pass after :meth:`describe` alone.
+        """Store the scalar that ``mixer`` adds to the loss, in the first pass after :meth:`describe` only.
 
-        Gradient checkpointing comes to the mixer again and must repeat every operation. Keeping that penalty too would
-        count it twice, and its graph would keep alive what the checkpoint is there to free.
+        Gradient checkpointing repeats every operation of the mixer. Storing that penalty too would count it twice, and
+        its graph would keep the tensors that checkpointing frees.
         """
         if self._is_described and mixer not in self._penalties:
             self._penalties[mixer] = penalty
 
     def take_penalty(self, mixer: nn.Module) -> Tensor | None:
-        """That penalty, once; ``None`` if there is none, or it was taken."""
+        """Return the stored penalty of ``mixer``, a scalar, and forget it; ``None`` if none is stored."""
         penalty = self._penalties.get(mixer)
         self._penalties[mixer] = None
         return penalty

@@ -1,4 +1,4 @@
-"""The factors that layers which read the same x share in a pass."""
+"""Adapter factors that layers with the same input share in a pass."""
 
 import weakref
 
@@ -9,18 +9,24 @@ from moslora.kernels.recompute import project
 
 
 class Factors:
-    """The factors of layers that read the same x, as their products take them: s · M · A of all, one above another, in
-    ``a`` (s · A where M is not folded), and each B in ``b``. They share dropout, and one product with ``a``."""
+    """Scaled factors of layers that read the same x; the layers share dropout and the product with ``a``.
+
+    Args:
+        a: s · M · A of all layers, stacked, ``(layers · r, in_features)``; s · A if M is not folded.
+        b: B of each layer, ``(out_features, r)``.
+    """
 
     def __init__(self, a: Tensor, *b: Tensor) -> None:
         self.a = a
         self.b = b
-        self._of: weakref.ref[Tensor] | None = None  # weakly: what checkpointing computes again is another x
+        self._of: weakref.ref[Tensor] | None = None  # weak: checkpointing recomputes x as another tensor
         self._left: dict[int, tuple[Tensor, Tensor, Tensor | None]] = {}
 
     def project_down(self, x: Tensor, place: int, dropout: Dropout) -> tuple[Tensor, Tensor, Tensor | None]:
-        """h of the layer at ``place``, ``(..., r)``; x for its base, as :func:`project` gives it; what is dropped. The
-        first that is called computes it for all."""
+        """Return h of the layer at ``place``, ``(..., r)``; x for its base; and the dropped entries.
+
+        The first layer that is called computes h for all. See :func:`moslora.kernels.recompute.project` for x.
+        """
         if self._of is None or self._of() is not x or place not in self._left:
             drawn = dropout.draw(x)
             h, x_for_base = project(x, self.a, drawn)

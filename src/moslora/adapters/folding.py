@@ -1,4 +1,4 @@
-"""Exact folding: every trained static mixer is a plain LoRA pair."""
+"""Exact folding of an adapter with a static mixer into a plain LoRA pair."""
 
 from typing import NamedTuple
 
@@ -10,13 +10,13 @@ from moslora.adapters.mixers.fixed import IdentityMixer
 from moslora.mixer_options import IdentityOptions
 
 ROWS = 256
-"""Rows of a weight that are merged at a time."""
+"""Number of rows of a weight that are merged at a time."""
 
 
 class LoraPair(NamedTuple):
-    """ΔW = scale · b · a, with ``a (r, in_features)`` and ``b (out_features, r)``.
+    """Plain LoRA: ΔW = scale · b · a, with ``a (r, in_features)`` and ``b (out_features, r)``.
 
-    ``magnitude (out_features,)`` makes it DoRA's W' = magnitude ∘ (W + ΔW) / ‖W + ΔW‖, row by row.
+    With a ``magnitude (out_features,)`` it is DoRA: W' = magnitude ∘ (W + ΔW) / ‖W + ΔW‖, row by row.
     """
 
     a: Tensor
@@ -25,8 +25,10 @@ class LoraPair(NamedTuple):
     magnitude: Tensor | None = None
 
     def adapted(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
-        """W' in ``dtype``, where ``weight`` is W, ``(out_features, in_features)``: computed in float32 or wider, some
-        rows at a time, so that the copies stay small."""
+        """Adapted weight W' in ``dtype``, with the shape of ``weight``, W ``(out_features, in_features)``.
+
+        It is computed in float32 or wider, some rows at a time, to keep the copies small.
+        """
         adapted = torch.empty_like(weight, dtype=dtype)
         for begin in range(0, len(weight), ROWS):
             rows = slice(begin, begin + ROWS)
@@ -41,10 +43,10 @@ class LoraPair(NamedTuple):
 
 @torch.no_grad()
 def fold(layer: AdapterLinear) -> LoraPair:
-    """(M · A, B) with the ΔW of ``layer``, relative to the weight as it was loaded; of rank r/k for a butterfly.
+    """LoRA pair (M · A, B) with the ΔW of ``layer``, relative to the base's weight as it was loaded.
 
-    If the adapter started with a part of the base's weight, that part is subtracted again: [M · A; start_a] and
-    [B | −start_b], of rank 2r.
+    Its rank is that of M, so r/k for a butterfly. If the adapter started with a part of the base's weight, that part is
+    subtracted: the pair is [M · A; start_a] and [B | −start_b], of rank 2r.
     """
     a, b = layer.mixer.fold(layer.lora_a, layer.lora_b)
     if layer.start_a is not None and layer.start_b is not None:
@@ -56,6 +58,6 @@ def fold(layer: AdapterLinear) -> LoraPair:
 
 @torch.no_grad()
 def fold_into_a(layer: AdapterLinear) -> None:
-    """A ← M · A and M ← I, in place, for a square M: the same function, but a different path of training."""
+    """Replace A by M · A and M by I in place, for a square M; this keeps ΔW but changes how training goes on."""
     layer.lora_a.copy_(layer.mixer.matrix().to(layer.lora_a) @ layer.lora_a)
     layer.mixer = IdentityMixer(IdentityOptions(), rank=layer.mixer.rank_in)

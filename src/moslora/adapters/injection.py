@@ -1,4 +1,4 @@
-"""Puts adapters into any model with linear layers, and finds them by type, never by name."""
+"""Injection of adapters into any model with linear layers; adapters are found by type, never by name."""
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ from moslora.mixer_options import TaskGateOptions
 from moslora.schema import build_options
 
 ALL_LINEAR = "all-linear"
-"""Value of ``target_modules`` that stands for all linear layers but the output layer."""
+"""Value of ``target_modules`` for all linear layers except the output layer."""
 
 
 def inject(
@@ -44,8 +44,9 @@ def inject(
     weight_of: Callable[[nn.Module], Tensor] = float_weight,
     within: nn.Module | None = None,
 ) -> list[str]:
-    """Replaces the chosen linear layers of ``model`` by :class:`AdapterLinear` in place, freezes everything else, and
-    returns their names in the model's order.
+    """Replace the chosen linear layers of ``model`` by :class:`AdapterLinear` in place, and freeze everything else.
+
+    Returns the names of these layers in the model's order.
 
     >>> moslora.inject(model, rank=16, alpha=32, mixer={"kind": "dense"}, target_modules=["q_proj", "v_proj"])
 
@@ -104,7 +105,7 @@ def adapt_layers(
     weight_of: Callable[[nn.Module], Tensor] = float_weight,
     within: nn.Module | None = None,
 ) -> list[str]:
-    """Put adapters into ``model`` as :func:`inject`, with ``options`` that go together; gates may route by ``tasks``.
+    """Put adapters into ``model`` as :func:`inject` does, with checked ``options``; gates may route by ``tasks``.
 
     Raises:
         ValueError: nothing matches, the model has adapters, or ``state`` does not fit. The model is as it was.
@@ -141,61 +142,67 @@ def adapt_layers(
 
 
 def context_of(model: nn.Module) -> Context:
-    """The context of the adapters of ``model``, with their options; an empty one without adapters."""
+    """Context of the adapters of ``model``, with their options; an empty context without adapters."""
     return next((layer.context for _, layer in named_adapters(model)), Context())
 
 
 def named_adapters(model: nn.Module) -> Iterator[tuple[str, AdapterLinear]]:
-    """Every adapter layer of ``model`` with its dotted name; ``layer.delta_weight()`` is ΔW, ``(out, in)``."""
+    """Adapter layers of ``model`` with their dotted names; ``layer.delta_weight()`` is ΔW, ``(out, in)``."""
     for name, module in model.named_modules():
         if isinstance(module, AdapterLinear):
             yield name, module
 
 
 def has_learned(model: nn.Module) -> bool:
-    """Whether an adapter of ``model`` has left its start: ΔW = 0, or B = 0 for a gate, which has no ΔW. True for a
-    model without adapters."""
+    """Whether an adapter of ``model`` differs from its start; true for a model without adapters.
+
+    The start is ΔW = 0, or B = 0 for a gate, which has no single ΔW.
+    """
     layers = layers_of(model)
     zero_at_start = (layer.lora_b if layer.mixer.options.routes else layer.delta_weight() for layer in layers)
     return not layers or any(bool(weight.any()) for weight in zero_at_start)
 
 
 def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """All that training may change and a checkpoint must keep, by parameter name: ``lora_a (r, in_features)``,
-    ``lora_b (out_features, r)``, M's weights and what else there is of every adapter without its base."""
+    """Adapter weights that a checkpoint must keep, by parameter name, without those of the base layers.
+
+    ``lora_a`` is ``(r, in_features)``, ``lora_b`` ``(out_features, r)``; M's weights and DoRA's magnitude follow.
+    """
     return _state(dict(named_adapters(model)))
 
 
 def layers_of(model: nn.Module | Sequence[AdapterLinear]) -> Sequence[AdapterLinear]:
-    """The adapter layers of ``model``, or these themselves: to find them in a model of hundreds of modules takes a
-    millisecond."""
+    """Adapter layers of ``model``; a sequence of layers is returned as it is.
+
+    Passing the layers saves the search through hundreds of modules, which takes a millisecond.
+    """
     if isinstance(model, nn.Module):
         return [layer for _, layer in named_adapters(model)]
     return model
 
 
 def adapter_penalty(model: nn.Module | Sequence[AdapterLinear]) -> Tensor | None:
-    """The mean over the adapters of what their mixers add to the loss, a float32 scalar, or ``None``.
+    """Mean over the adapters of the penalty that their mixers add to the loss, a float32 scalar, or ``None``.
 
     Call :func:`describe_batch` before every forward pass in training, and this once after it.
     """
     penalties = [layer.mixer.penalty(layer.lora_a, layer.lora_b) for layer in layers_of(model)]
-    some = [penalty for penalty in penalties if penalty is not None]
-    if not some:
+    added = [penalty for penalty in penalties if penalty is not None]
+    if not added:
         return None
-    return torch.stack(some).sum() / len(penalties)
+    return torch.stack(added).sum() / len(penalties)
 
 
 def describe_batch(
     model: nn.Module | Sequence[AdapterLinear], *, tokens: Tensor | None = None, tasks: Tensor | None = None
 ) -> None:
-    """Describes the next forward passes to the adapters: to the gates, if there are any.
+    """Describe the next forward passes to the adapters; only gates read the description.
 
     Args:
-        model: with adapters, or these.
+        model: a model with adapters, or its adapter layers.
         tokens: true for a token, false for padding, shape ``(batch, length)``; ``None`` for no padding.
-        tasks: task numbers, int64, per row ``(batch,)``, per token ``(batch, length)``, or one for all ``(1,)``; or for
-            all a weight of each task's gate, float, ``(1, tasks + 1)``.
+        tasks: task numbers, int64, per row ``(batch,)``, per token ``(batch, length)``, or for all rows ``(1,)``; or
+            the weights of the tasks' gates for all rows, float, ``(1, tasks + 1)``.
     """
     contexts = {layer.context for layer in layers_of(model)}
     for context in contexts:
@@ -203,10 +210,10 @@ def describe_batch(
 
 
 def shares_beginnings(model: nn.Module, *, training: bool) -> bool:
-    """Whether tokens that two rows begin with have the same hidden states in both, in training or otherwise.
+    """Whether a common beginning of two rows has the same hidden states in both.
 
-    Not under dropout, which draws for each row; nor with a gate, which may route by the row's task, and whose balance
-    counts the tokens of all rows.
+    It does not under dropout, which is drawn for each row, nor with a gate, which may route by the row's task and whose
+    balance counts the tokens of all rows.
     """
     for module in model.modules():
         if isinstance(module, Gate):
@@ -217,7 +224,7 @@ def shares_beginnings(model: nn.Module, *, training: bool) -> bool:
 
 
 def task_names(model: nn.Module) -> tuple[str, ...]:
-    """The tasks that the gates of ``model`` route by, in the order of their numbers; none without such gates."""
+    """Tasks by which the gates of ``model`` route, in the order of their numbers; empty without such gates."""
     for module in model.modules():
         if isinstance(module, TaskGateMixer):
             return module.task_names
@@ -225,10 +232,10 @@ def task_names(model: nn.Module) -> tuple[str, ...]:
 
 
 def describe_task(model: nn.Module, task: str | None) -> None:
-    """Describes the task of all rows of the next forward passes to the gates that route by it.
+    """Tell the gates that route by task the task of all rows of the next forward passes.
 
-    A task that is not among :func:`task_names` has the gate of rows without a task. ``None`` is the mean of all tasks'
-    gates, without that one, which hardly any training has.
+    A task that is not in :func:`task_names` gets the gate of rows without a task. ``None`` is the mean of the gates of
+    all named tasks.
     """
     device = next((layer.lora_a.device for _, layer in named_adapters(model)), None)
     if device is None:
@@ -252,7 +259,11 @@ def _state(layers: Mapping[str, AdapterLinear]) -> dict[str, Tensor]:
 
 
 def refuse_misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """Refuses a ``state`` with other keys or shapes than ``own``, of which all are listed."""
+    """Refuse a ``state`` whose keys or shapes differ from those of ``own``; the message lists all differences.
+
+    Raises:
+        ValueError: they differ.
+    """
     faults = []
     for key in sorted(own.keys() | state.keys()):
         if key not in state:
@@ -266,7 +277,7 @@ def refuse_misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> No
 
 
 def _match(model: nn.Module, target_modules: Collection[str] | str, within: nn.Module) -> list[str]:
-    """Names of the linear layers that ``target_modules`` selects from those ``within`` a part of ``model``."""
+    """Names of the linear layers in the part ``within`` of ``model`` that ``target_modules`` selects."""
     parts = {*within.modules()}
     last_of: dict[str, str] = {}  # the name of each linear layer -> its last component
     for name, module in model.named_modules():
@@ -284,14 +295,14 @@ def _match(model: nn.Module, target_modules: Collection[str] | str, within: nn.M
         matched = [name for name, last in last_of.items() if last in target_modules]
         unmatched = [target for target in target_modules if target not in last_of.values()]
     if unmatched or not matched:
-        there = ", ".join(sorted({*last_of.values()})) or "none"
-        raise ValueError(f"no linear layer matches {', '.join(unmatched) or 'an empty list'}; this model has {there}")
+        names = ", ".join(sorted({*last_of.values()})) or "none"
+        raise ValueError(f"no linear layer matches {', '.join(unmatched) or 'an empty list'}; this model has {names}")
     _refuse_shared(model, matched)
     return matched
 
 
 def _refuse_shared(model: nn.Module, matched: Collection[str]) -> None:
-    """Refuses modules that the model has in two places: the adapter would be in one only."""
+    """Refuse modules that the model has in two places, because the adapter would be in one of them only."""
     chosen = {model.get_submodule(name): name for name in matched}
     for name, module in model.named_modules(remove_duplicate=False):
         if chosen.get(module, name) != name:
@@ -307,8 +318,11 @@ def _new_layer(
     tasks: Sequence[str],
     weight_of: Callable[[nn.Module], Tensor],
 ) -> AdapterLinear:
-    """An adapter over ``base``, on the CPU. Its start is drawn from ``seed``; without one it is for weights that are
-    loaded. Over a base on the meta device nothing is drawn, and what would be stays there, too."""
+    """Build an adapter over ``base`` on the CPU, and draw its start from ``seed``.
+
+    Without a seed its weights must be loaded. Over a base on the meta device nothing is drawn, and weights that would
+    be drawn are on the meta device too.
+    """
     weight = next(base.parameters(), None)
     if weight is None:
         raise ValueError(f"{type(base).__name__} has no weight (quantised by GPTQ or AWQ?); use the original")
@@ -338,7 +352,7 @@ def _new_layer(
 
 
 def _settle(layer: AdapterLinear, weight_of: Callable[[nn.Module], Tensor]) -> None:
-    """Moves the adapter to its base's device; a part of the base that it started with leaves the base."""
+    """Move the adapter to its base's device, and remove the part of the base that it started with from the base."""
     base = layer.base
     layer.base = nn.Identity()  # the base stays where it is
     layer.to(next(base.parameters()).device)

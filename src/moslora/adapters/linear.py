@@ -1,4 +1,4 @@
-"""The one adapter layer: a frozen linear map plus s · B · M · A."""
+"""Adapter layer of all methods: a frozen linear map plus s · B · M · A."""
 
 import torch
 from torch import Tensor, nn
@@ -8,20 +8,21 @@ from moslora.adapter_options import Trains
 from moslora.adapters.factors import Factors
 from moslora.adapters.magnitude import Magnitude
 from moslora.adapters.mixers.base import Mixer, kaiming
-from moslora.kernels.dropout import Dropout, without
+from moslora.kernels.dropout import Dropout, zero_dropped
 from moslora.kernels.linear import add_product
 
 
 class AdapterLinear(nn.Module):
-    """y = base(x) + s · B · M · A · dropout(x), computed as B ((M A) dropout(x)): M meets the rows of A, not tokens.
+    """Linear layer with an adapter: y = base(x) + s · B · M · A · dropout(x), computed as B ((M A) dropout(x)).
 
-    A mixer that routes comes after A instead; so does one that learns alone, whose gradient then needs A x and not x.
+    A mixer that routes is applied after A instead, and so is a mixer that learns alone, whose gradient then needs A x
+    and not x.
 
     The base (``nn.Linear``, a 4-bit linear, …) is called, never subclassed: one adapter class fits any base. The
     factors stay in float32 and are cast to the dtype of ``x`` for the product; the activations are never cast up.
     In training `moslora.adapters.shared_inputs` does that for all layers at once, and layers that read the same x drop
-    the same entries.
-    What the forward pass needs beside x is in ``context``, which :func:`moslora.adapters.inject` shares among layers.
+    the same entries. ``context``, which :func:`moslora.adapters.inject` shares among layers, holds all other inputs of
+    the forward pass.
 
     Shapes: ``lora_a mixer.shape_of_a(in_features)``, usually ``(mixer.rank_in, in_features)``;
     ``lora_b (out_features, mixer.rank_out)``.
@@ -75,7 +76,7 @@ class AdapterLinear(nn.Module):
     def reset_parameters(
         self, generator: torch.Generator | None = None, mixer_generator: torch.Generator | None = None
     ) -> None:
-        """Draws the start. M has its own generator, so that A and B do not depend on the mixer's kind."""
+        """Draw A, B and M. M has its own generator, so that A and B do not depend on the kind of mixer."""
         drawn = [self.lora_a]
         if self.mixer.options.starts_at_zero:
             drawn.append(self.lora_b)
@@ -90,18 +91,18 @@ class AdapterLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The base's, for code of a model that reads it around the adapter; `Context.bypassed` knows then."""
+        """Weight of the base ``(out_features, in_features)``; reading it adds the layer to `Context.bypassed`."""
         self.context.bypassed.add(self)
         weight: Tensor = self.base.get_parameter("weight")
         return weight
 
     @property
     def bias(self) -> Tensor | None:
-        """The base's."""
+        """Bias of the base ``(out_features,)``, if it has a bias."""
         return getattr(self.base, "bias", None)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shape ``(..., in_features)`` to ``(..., out_features)``, in the dtype of the base's output."""
+        """y ``(..., out_features)`` in the dtype of the base's output, for ``x (..., in_features)``."""
         if self.context.plain:
             return self._plain(x)
         factors, place = self._factors(x.dtype)
@@ -113,10 +114,10 @@ class AdapterLinear(nn.Module):
         return self._rescaled(self.base(x_for_base), F.linear(u, factors.b[place]), x_for_base, drawn)
 
     def _plain(self, x: Tensor) -> Tensor:
-        """The same by torch alone."""
+        """y by the plain formula, with torch only; shapes as in :meth:`forward`."""
         a, b = (factor.to(x.dtype) for factor in self.scaled_factors())
         drawn = self.dropout.draw(x)
-        u = F.linear(without(x, drawn), a)
+        u = F.linear(zero_dropped(x, drawn), a)
         if not self.folds:
             u = self.mixer(u, x)
         delta = F.linear(u, b)
@@ -128,20 +129,21 @@ class AdapterLinear(nn.Module):
         return self._rescaled(y, delta, x, drawn)
 
     def _factors(self, dtype: torch.dtype) -> tuple[Factors, int]:
-        """The factors in ``dtype``, and the place of this layer's among them."""
+        """Return the factors in ``dtype``, and this layer's place among the layers that share them."""
         fold = self.context.folds.get(self)
         if fold is not None:
             fold()
-        made = self.context.factors.get(self)
-        if made is not None:
-            factors, _ = made
-            if factors.a.dtype == dtype:
-                return made
+        shared = self.context.factors.get(self)
+        if shared is not None and shared[0].a.dtype == dtype:
+            return shared
         a, b = self.scaled_factors()
         return Factors(a.to(dtype), b.to(dtype)), 0
 
     def scaled_factors(self) -> tuple[Tensor, Tensor]:
-        """(s · M · A, B), in float32; without M where it is not folded. s includes dropout's 1 / (1 − p)."""
+        """(s · M · A, B) in float32, shapes ``(r, in_features)`` and ``(out_features, r)``.
+
+        It is (s · A, B) if M is not folded. s includes dropout's 1 / (1 − p).
+        """
         a: Tensor = self.lora_a
         b: Tensor = self.lora_b
         if self.folds:
@@ -149,9 +151,12 @@ class AdapterLinear(nn.Module):
         return a * (self.scale * self.dropout.scale), b
 
     def _rescaled(self, y: Tensor, delta: Tensor, x: Tensor, drawn: Tensor | None) -> Tensor:
-        """g ∘ (W + ΔW) x + bias with g = m / ‖W + ΔW‖; as in the released code, dropout also acts on (g − 1) ∘ W x."""
+        """DoRA's y = g ∘ (W + ΔW) x + bias with g = m / ‖W + ΔW‖, from W x + bias and ΔW x ``(..., out_features)``.
+
+        As in the released code, dropout also acts on (g − 1) ∘ W x.
+        """
         assert self.magnitude is not None
-        with torch.no_grad():  # the norm is a constant to the gradient
+        with torch.no_grad():  # the gradient treats the norm as a constant
             a, b = self.mixer.fold(self.lora_a, self.lora_b)
             base_of_a = self._without_bias(self.base(a.to(y.dtype)))
         gain = self.magnitude(a=a, b=b, base_of_a=base_of_a, scale=self.scale)
@@ -162,9 +167,10 @@ class AdapterLinear(nn.Module):
         return y if self.bias is None else y - self.bias
 
     def delta_weight(self) -> Tensor:
-        """ΔW = s · B · M · A, shape ``(out_features, in_features)``, in the factors' own dtype (float32).
+        """ΔW = s · B · M · A, shape ``(out_features, in_features)``, in the factors' dtype (float32).
 
-        Relative to the weight as it was loaded: without the start that was removed from the base, before a magnitude.
+        It is relative to the base's weight as it was loaded, so the start that was removed from the base is subtracted.
+        A magnitude is not included.
         """
         a, b = self.mixer.fold(self.lora_a, self.lora_b)
         delta = self.scale * (b @ a)

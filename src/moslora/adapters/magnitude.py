@@ -1,18 +1,18 @@
-"""DoRA's magnitude: the length of each row of the adapted weight, learned separately from its direction."""
+"""DoRA's magnitude: the learned length of each row of the adapted weight."""
 
 import torch
 from torch import Tensor, nn
 
 
 class Magnitude(nn.Module):
-    """m of W' = m ∘ (W + ΔW) / ‖W + ΔW‖, row by row; m starts as ‖W‖ (DoRA, arXiv 2402.09353, equation 5).
+    """Magnitude m of W' = m ∘ (W + ΔW) / ‖W + ΔW‖, row by row; m starts as ‖W‖ (DoRA, arXiv 2402.09353, equation 5).
 
-    The norm is a constant to the gradient (its section 4.3). It is computed without W + ΔW, from
+    The gradient treats the norm as a constant (section 4.3 of the paper). It is computed without W + ΔW, from
 
         ‖wᵢ + δᵢ‖² = ‖wᵢ‖² + 2 wᵢ·δᵢ + ‖δᵢ‖²,   δᵢ = s · bᵢ · a,
 
-    whose middle term needs only W · aᵀ, r columns that the frozen base computes in its own precision. Rounding hides
-    the length of a row shorter than √eps · ‖wᵢ‖, so that is the minimum.
+    whose middle term needs only W · aᵀ, r columns that the frozen base computes in its own precision. The norm is at
+    least √eps · ‖wᵢ‖, below which rounding hides it.
 
     Shape: ``weight`` m is ``(out_features,)``.
     """
@@ -26,12 +26,12 @@ class Magnitude(nn.Module):
 
     @torch.no_grad()
     def measure(self, weight: Tensor) -> None:
-        """Stores ‖wᵢ‖² of the base's weight, shape ``(out_features, in_features)``."""
+        """Store ‖wᵢ‖² of the base's weight, shape ``(out_features, in_features)``."""
         self.squared_norms.copy_(weight.to(self.squared_norms.dtype).square().sum(1))
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """m = ‖W‖, after :meth:`measure`."""
+        """Set m = ‖W‖; :meth:`measure` must have been called."""
         self.weight.copy_(self.squared_norms.sqrt())
 
     def forward(self, *, a: Tensor, b: Tensor, base_of_a: Tensor, scale: float) -> Tensor:

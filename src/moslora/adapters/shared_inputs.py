@@ -1,12 +1,12 @@
-"""The factors of all adapters folded, scaled and cast at once for a pass, and one product of layers that read one x.
+"""Factors of all adapters, folded, scaled and cast at once for a pass; layers that read the same x share a product.
 
-Replaces what each layer does by itself, on every device: a GPU takes as long to start a kernel as to fold one layer's
-factors. Those of alike layers, one of each decoder layer, are stacked, and each operation is one for all of them. So
-the gradients of all are there at the end of the backward pass.
+It replaces the folding of each layer by itself, on every device: a GPU takes as long to start a kernel as to fold one
+layer's factors. The factors of similar layers, one of each decoder layer, are stacked, and each operation computes all
+of them. All gradients therefore exist only at the end of the backward pass.
 
-Several machines exchange the gradients of some decoder layers while those of others are computed. There the layers are
-folded in parts, one after another, each before its first layer computes: autograd goes back in the order in which the
-operations came, and so through a part's fold before the layers in front of it.
+Several machines exchange the gradients of some decoder layers while others are computed. There the layers are folded in
+parts, each just before its first layer computes. Autograd runs backwards through the operations in their order, and so
+through the fold of a part before the layers that precede this part.
 """
 
 from collections import defaultdict
@@ -24,40 +24,49 @@ from moslora.adapters.linear import AdapterLinear
 from moslora.kernels.plain import disabled_kernels
 
 READ_TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""Names of layers that read the same x, where they are parts of one module."""
+"""Names of layers that read the same x if they belong to one module."""
 
 
 class Family(nn.ModuleList):
-    """Layers that read the same x, and drop the same entries of it."""
+    """Layers that read the same x and drop the same entries of it."""
 
     def forward(self: Any, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """Their A one above another, and the B of each, as :meth:`AdapterLinear.scaled_factors`, in ``dtype``."""
+        """A of all layers, stacked, ``(layers · r, in_features)``, and B of each, ``(out_features, r)``, in ``dtype``.
+
+        The factors are scaled, see :meth:`AdapterLinear.scaled_factors`.
+        """
         a, b = zip(*(layer.scaled_factors() for layer in self), strict=True)
         return torch.cat(a).to(dtype), *(factor.to(dtype) for factor in b)
 
     def weights(self) -> dict[str, Tensor]:
-        """What the factors are made of, by name: A, B, and the parameters and buffers of the mixers."""
+        """Weights of the factors by name: A, B, and the parameters and buffers of the mixers."""
         tensors = (*self.named_parameters(), *self.named_buffers())
         return {name: tensor for name, tensor in tensors if ".lora_" in name or ".mixer." in name}
 
 
 Alike = Sequence[tuple[Family, dict[str, Tensor]]]
-"""Families that differ in their weights alone, each with these."""
+"""Families that differ only in their weights, each with its weights."""
 
 
 class SharedInputLayers:
-    """The adapters of ``model``, whose layers and weights stay the same objects; none that compute plainly. They are
-    folded in ``parts``, which gradient checkpointing allows no more than one of."""
+    """Adapters of ``model`` in families of layers that read the same x, to be folded together.
+
+    Layers whose context is ``plain`` are left out. The model's layers and weights must stay the same objects.
+
+    Args:
+        model: a model with adapters.
+        parts: number of parts to fold one after another; must be 1 with gradient checkpointing.
+    """
 
     def __init__(self, model: nn.Module, *, parts: int = 1) -> None:
         self._layers = {name: layer for name, layer in named_adapters(model) if not layer.context.plain}
-        found = defaultdict[Hashable, list[AdapterLinear]](list)
+        by_input = defaultdict[Hashable, list[AdapterLinear]](list)
         for name, layer in self._layers.items():
             parent, _, last = name.rpartition(".")
             together = next((names for names in READ_TOGETHER if last in names), last)
-            found[parent, together, _kind(layer)].append(layer)
+            by_input[parent, together, _kind(layer)].append(layer)
         alike = defaultdict[Hashable, list[tuple[Family, dict[str, Tensor]]]](list)
-        for layers in found.values():
+        for layers in by_input.values():
             family = Family(layers)
             shapes_of_b = tuple(layer.lora_b.shape for layer in layers)
             alike[_kind(layers[0]), shapes_of_b].append((family, family.weights()))
@@ -69,10 +78,10 @@ class SharedInputLayers:
 
     @contextmanager
     def folded(self, dtype: torch.dtype) -> Iterator[None]:
-        """Folds the factors for x in ``dtype``: on entry, or those of later parts before a layer needs them. But for
-        dropout, results are those of each layer by itself.
+        """Fold the factors for inputs in ``dtype``: the first part on entry, later parts before a layer needs them.
 
-        Inside, the weights must not change, and at most one backward pass runs.
+        Except for dropout, the results equal those of each layer by itself. Within the block the weights must not
+        change, and at most one backward pass may run.
         """
         try:
             if "adapters" not in disabled_kernels():
@@ -104,14 +113,14 @@ def _fold_part(part: Sequence[Alike], dtype: torch.dtype) -> None:
 
 
 def _fold(alike: Alike, dtype: torch.dtype) -> None:
-    """Gives factors to families, each with its weights, that differ in these alone."""
+    """Fold the factors of families that differ only in their weights, and store them in the layers' context."""
     first_family, first_weights = alike[0]
     stacked = {}
     for name in first_weights:
         stacked[name] = torch.stack([weights[name] for _, weights in alike])
     fold_one = partial(torch.func.functional_call, first_family)
-    made = torch.func.vmap(fold_one, in_dims=(0, None))(stacked, (dtype,))
-    of_each_family = zip(*(factor.unbind() for factor in made), strict=True)
+    stacked_factors = torch.func.vmap(fold_one, in_dims=(0, None))(stacked, (dtype,))
+    of_each_family = zip(*(factor.unbind() for factor in stacked_factors), strict=True)
     for (family, _), (a, *b) in zip(alike, of_each_family, strict=True):
         factors = Factors(a, *b)
         layers: Any = family
@@ -120,6 +129,6 @@ def _fold(alike: Alike, dtype: torch.dtype) -> None:
 
 
 def _kind(layer: AdapterLinear) -> Hashable:
-    """All that decides how a layer drops entries of x and folds A, but for the weights."""
+    """Key of layers that drop entries of x and fold A in the same way, apart from their weights."""
     a = layer.lora_a
     return layer.mixer.options, layer.mixer.rank_out, layer.folds, layer.scale, layer.dropout.p, a.shape, a.device

@@ -1,4 +1,4 @@
-"""How an adapter starts: at random, with the base's principal part (PiSSA), or on its singular vectors (LoRA-XS)."""
+"""Starts of an adapter: at random, with the base's principal part (PiSSA), or from its singular vectors (LoRA-XS)."""
 
 import hashlib
 from collections.abc import Callable
@@ -10,19 +10,19 @@ from moslora.adapter_options import Start
 from moslora.adapters.linear import AdapterLinear
 
 LARGE = 1024
-"""The smaller side of a weight up to which all its singular values are computed."""
+"""Largest smaller side of a weight for which all singular values are computed."""
 
 OVERSAMPLING = 64
-"""Columns of the subspace iteration beyond those wanted: the spectra of trained weights fall slowly."""
+"""Number of extra columns of the subspace iteration, because the spectra of trained weights fall slowly."""
 
 ITERATIONS = 16
-"""Steps of the subspace iteration, for the same reason."""
+"""Number of steps of the subspace iteration, for the same reason as :data:`OVERSAMPLING`."""
 
 
 def initialize(
     layer: AdapterLinear, start: Start, *, seed: int, name: str, weight_of: Callable[[nn.Module], Tensor]
 ) -> None:
-    """Draw A, B and M of the layer ``name`` on the CPU, and take from the base what ``start`` says."""
+    """Draw A, B and M of the layer ``name`` on the CPU, and set A and B from the base's weight if ``start`` does so."""
     layer.reset_parameters(generator_of(seed, name, "factors"), generator_of(seed, name, "mixer"))
     if start == "svd":
         _take_singular_vectors(layer, weight_of(layer.base))
@@ -32,10 +32,10 @@ def initialize(
 
 @torch.no_grad()
 def _take_singular_vectors(layer: AdapterLinear, weight: Tensor) -> None:
-    """A = Σ Vᵀ and B = U over the r largest singular values of W = U Σ Vᵀ, which stays as it is (LoRA-XS, arXiv
-    2405.17604; ``utils/initialization_utils.py`` of its released code, which decomposes Wᵀ).
+    """Set A = Σ Vᵀ and B = U from the r largest singular values of W = U Σ Vᵀ (LoRA-XS, arXiv 2405.17604).
 
-    ``weight`` is W, shape ``(out_features, in_features)``. ``layer`` is drawn; M keeps its values.
+    The released code decomposes Wᵀ (``utils/initialization_utils.py``). ``weight`` is W, shape ``(out_features,
+    in_features)``, and does not change; neither does M.
     """
     rank_in = layer.mixer.rank_in
     rank_out = layer.mixer.rank_out
@@ -46,12 +46,12 @@ def _take_singular_vectors(layer: AdapterLinear, weight: Tensor) -> None:
 
 @torch.no_grad()
 def _take_principal_part(layer: AdapterLinear) -> None:
-    """s · B · M · A = the best rank-r approximation of W (PiSSA, arXiv 2404.02948): with W = U S Vᵀ,
+    """Set A and B so that s · B · M · A is the best rank-r approximation of W (PiSSA, arXiv 2404.02948): W = U S Vᵀ,
 
         A = √(S/s) Vᵀ,   B = U √(S/s) M⁻¹,
 
-    over the r largest singular values. W − s · B · M · A stays in the base (:func:`leave_residual`). ``layer`` is
-    drawn; M, which is square, keeps its values.
+    for the r largest singular values. :func:`leave_residual` then leaves W − s · B · M · A in the base. M is square and
+    does not change.
     """
     u, s, v = largest_triplets(float_weight(layer.base).float(), layer.mixer.rank_in)
     m = layer.mixer.matrix().double()
@@ -61,11 +61,11 @@ def _take_principal_part(layer: AdapterLinear) -> None:
 
 
 def largest_triplets(weight: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The ``rank`` largest singular values of a float32 weight W ``(out, in)``, with their vectors.
+    """Largest ``rank`` singular values of a float32 weight W ``(out, in)``, with their vectors.
 
-    A large W, whose full decomposition takes half a minute on a CPU, is decomposed by subspace iteration (Halko et al.,
-    arXiv 0909.4061, algorithm 4.4) with :data:`OVERSAMPLING` more columns than wanted, which leaves ‖W − U S V‖ within
-    1e-5 of the best there is, and draws the same numbers whatever was drawn before.
+    A large W, whose full decomposition would take half a minute on a CPU, is decomposed by subspace iteration (Halko et
+    al., arXiv 0909.4061, algorithm 4.4), for which ‖W − U S V‖ is within 1e-5 of the optimum. Its random numbers do not
+    depend on earlier draws.
 
     Returns:
         U ``(out, rank)``, S ``(rank,)`` falling, V ``(rank, in)``.
@@ -85,8 +85,8 @@ def largest_triplets(weight: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]
 
 @torch.no_grad()
 def remember_start(layer: AdapterLinear) -> None:
-    """Stores the current folded factors, which are to be removed from the base."""
-    float_weight(layer.base)  # a quantised base cannot lose them
+    """Store the current folded factors, which :func:`leave_residual` removes from the base."""
+    float_weight(layer.base)  # refuses a quantised base, from which they cannot be removed
     a, b = layer.mixer.fold(layer.lora_a, layer.lora_b)
     layer.register_buffer("start_a", a.detach().clone())
     layer.register_buffer("start_b", b.detach().clone())
@@ -94,7 +94,7 @@ def remember_start(layer: AdapterLinear) -> None:
 
 @torch.no_grad()
 def leave_residual(layer: AdapterLinear) -> None:
-    """W ← W − s · start_b · start_a, in float32 and cast once.
+    """Replace the base's W by W − s · start_b · start_a, computed in float32 and cast once.
 
     The base gets a new tensor, because another module may share the old one (a tied embedding).
     """
@@ -106,7 +106,11 @@ def leave_residual(layer: AdapterLinear) -> None:
 
 
 def float_weight(base: nn.Module) -> Tensor:
-    """The weight of a layer, which must not be quantised."""
+    """Weight of a layer, ``(out_features, in_features)``.
+
+    Raises:
+        ValueError: the weight is quantised.
+    """
     weight = base.weight
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
         raise ValueError("the start or DoRA needs the base's weight, which is quantised here; pass weight_of")
@@ -114,6 +118,6 @@ def float_weight(base: nn.Module) -> Tensor:
 
 
 def generator_of(seed: int, name: str, part: str) -> torch.Generator:
-    """The generator for one part, ``factors`` or ``mixer``, of the layer ``name``, whose draw depends on no other."""
+    """Generator of one part (``factors`` or ``mixer``) of the layer ``name``, independent of all other draws."""
     digest = hashlib.sha256(f"{seed}/{name}/{part}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

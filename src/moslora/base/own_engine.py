@@ -3,7 +3,8 @@
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from moslora.kernels.attention import Remembering, as_rows, use_rows
+from moslora.kernels.attention import as_rows, use_rows
+from moslora.kernels.cache import CachedPass
 from moslora.kernels.exchange import exchange
 from moslora.kernels.linear import own_linear
 from moslora.kernels.mlp import own_mlp
@@ -20,7 +21,7 @@ def use_own_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
     return exchange(model, *(replacement for piece, replacement in ours.items() if piece not in disabled_kernels()))
 
 
-def final_hidden(model: PreTrainedModel, input_ids: Tensor, rows: Rows | Remembering) -> Tensor:
+def final_hidden(model: PreTrainedModel, input_ids: Tensor, rows: Rows | CachedPass) -> Tensor:
     """The hidden states after the final norm and before the output layer, shape ``(T, hidden)`` in the model's dtype.
 
     ``input_ids`` ``(1, T)`` are the tokens of ``rows``.

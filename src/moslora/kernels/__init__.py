@@ -1,5 +1,5 @@
-"""The pieces that replace a plain formula: faster on some device, equal but for rounding, and chosen by device.
+"""Kernels that replace a plain formula: faster on some device, equal except for rounding, and chosen by device.
 
-Each module's docstring says what it replaces. `exchange` puts those that are modules into a model. docs/speed.md says
-what was measured, and how.
+Each module's docstring names the formula that it replaces. `exchange` puts modules into a model. docs/speed.md has the
+measurements. Adapters, losses of a method and training belong to other rooms.
 """

@@ -1,18 +1,19 @@
-"""Attention of rows that lie end to end in one sequence, without padding.
+"""Attention within the rows of one sequence, in which rows follow each other without padding.
 
     out_i = Σ_j softmax_j(s · q_i · k_j) v_j   over the tokens j ≤ i of the path of i
 
-The path of a token is its row, behind the rows that this one continues, if any (`moslora.kernels.rows`).
+The path of a token is its row, preceded by the rows that this row continues, if any (`moslora.kernels.rows`).
 
-All that a model does token by token (its linear layers, norms and output layer) needs no rows and no padding. Attention
-does, and gets them as :class:`Rows`. Registered with transformers under the name :data:`ROWS`.
+Linear layers, norms and the output layer compute each token by itself and need to know nothing about rows. Attention
+gets the rows as :class:`Rows`. It is registered with transformers under the name :data:`ROWS`.
 
-Replaces transformers' attention over a padded batch. Torch's flash attention takes rows of unequal lengths: of 16 bits,
-on NVIDIA's GPUs from Ampere on. Other GPUs, and float32, pad the rows for torch's other fused kernels. A CPU writes the
-formula out in groups of similar rows, which for rows of 100 tokens is several times as fast as torch's fused attention.
+It replaces transformers' attention over a padded batch. On NVIDIA GPUs from Ampere on, torch's flash attention computes
+rows of unequal lengths in 16 bits. Other GPUs, and float32, pad the rows for torch's other fused kernels. A CPU
+computes the formula in groups of similar rows, which for rows of 100 tokens is several times as fast as torch's fused
+attention.
 """
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,9 @@ from moslora.kernels.plain import disabled_kernels
 from moslora.kernels.rows import Rows, send
 from moslora.processes.devices import has_flash_attention
 
+if TYPE_CHECKING:
+    from moslora.kernels.cache import CachedPass
+
 ROWS = "moslora-rows"
 
 GROUPED = "in groups of rows"
@@ -34,24 +38,12 @@ PADDED = "torch, fused, padded"
 PLAIN = "the plain formula"
 
 
-class Remembering(Protocol):
-    """A pass in which tokens also see what earlier passes have kept of theirs, such as
-    `moslora.kernels.cache.CachedPass`."""
-
-    device: torch.device
-
-    @property
-    def positions(self) -> Tensor:
-        """Each token's place in its text, int64 of shape ``(1, T)``."""
-
-    def attend(
-        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None
-    ) -> Tensor:
-        """Attention in ``module``: of ``(heads, T, size)``, for keys and values their heads, ``(T, heads, size)``."""
-
-
 def use_rows(model: PreTrainedModel) -> None:
-    """Has every attention of ``model`` take the keywords of :func:`as_rows`, beside ordinary batches."""
+    """Make every attention of ``model`` accept the keywords of :func:`as_rows`, as well as ordinary batches.
+
+    Raises:
+        UsageError: the model has a kind of attention that cannot be replaced.
+    """
     if model.config._attn_implementation == ROWS:
         return
     layer_types = getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ()
@@ -61,13 +53,13 @@ def use_rows(model: PreTrainedModel) -> None:
     model.set_attn_implementation(ROWS)
 
 
-def as_rows(rows: Rows | Remembering) -> dict[str, Any]:
-    """Keywords of a decoder's forward pass over ``rows``. The empty mask keeps transformers from building one."""
+def as_rows(rows: "Rows | CachedPass") -> dict[str, Any]:
+    """Keywords of a decoder's forward pass over ``rows``. The empty mask keeps transformers from building a mask."""
     return {"position_ids": rows.positions, "attention_mask": torch.empty(1, 1, 0, 0), "rows": rows}
 
 
 def kernel(device: torch.device, dtype: torch.dtype, size: int) -> str:
-    """Name of the way in which attention of rows is computed; ``size`` is the number of entries of a head."""
+    """Name of the kernel that computes attention of rows; ``size`` is the number of entries of a head."""
     if "attention" in disabled_kernels():
         return PLAIN
     if device.type == "cpu":
@@ -85,20 +77,24 @@ def attend_in_rows(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    rows: Rows | Remembering | None = None,
+    rows: "Rows | CachedPass | None" = None,
     scaling: float,
     sliding_window: int | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Attention as transformers calls it, of rows; the result has shape ``(1, T, heads, size)``.
+    """Attention of rows with the signature that transformers calls; the result has shape ``(1, T, heads, size)``.
 
     Args:
         query: shape ``(1, heads, T, size)``.
         key: shape ``(1, key heads, T, size)``; each serves heads / key heads heads.
-        value: likewise.
-        rows: which tokens belong together; ``None`` for an ordinary padded batch, which torch's fused attention takes.
+        value: shape ``(1, key heads, T, size)``.
+        rows: which tokens belong together; ``None`` for an ordinary padded batch, which torch's fused attention
+            computes.
         scaling: s.
-        sliding_window: tokens that a token sees at most, itself included; ``None`` for all before it.
+        sliding_window: maximum number of tokens that a token sees, itself included; ``None`` for all before it.
+
+    Raises:
+        UsageError: the model's attention computes another formula.
     """
     if rows is None:
         return sdpa_attention_forward(
@@ -118,7 +114,10 @@ def attend_in_rows(
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scaling: float, window: int | None) -> Tensor:
-    """Attention of rows alone: ``(heads, T, size)``, keys and values with their own heads, to ``(T, heads, size)``."""
+    """Attention of ``rows`` by the kernel of the device, shape ``(T, heads, size)``.
+
+    ``query`` is ``(heads, T, size)``, ``key`` and ``value`` ``(key heads, T, size)``.
+    """
     functions = {GROUPED: _Grouped.apply, UNPADDED: _unpadded, PADDED: _padded, PLAIN: plain_attention}
     function = functions[kernel(query.device, query.dtype, query.shape[-1])]
     out: Tensor = function(query, key, value, rows, scaling, window)
@@ -128,10 +127,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scaling: float
 def plain_attention(
     query: Tensor, key: Tensor, value: Tensor, rows: Rows, scaling: float, window: int | None
 ) -> Tensor:
-    """The same, a row at a time, with the softmax and both products in float32."""
+    """Attention of rows by the plain formula, one row at a time, in float32; shapes as in :func:`attend`."""
     wide = torch.promote_types(query.dtype, torch.float32)
     q, k, v = (x.to(wide) for x in (query, key, value))
-    found = []
+    outputs = []
     for (begin, end), path in zip(rows.bounds, rows.paths, strict=True):
         keys = send(path, query.device)
         of_path = (x.index_select(1, keys).repeat_interleave(len(q) // len(x), 0) for x in (k, v))
@@ -142,8 +141,8 @@ def plain_attention(
         if window is not None:
             hidden |= distance >= window
         scores = scaling * q[:, begin:end] @ path_keys.transpose(1, 2)
-        found.append(scores.masked_fill(send(hidden, query.device), -torch.inf).softmax(-1) @ path_values)
-    return torch.cat(found, 1).transpose(0, 1).to(query.dtype)
+        outputs.append(scores.masked_fill(send(hidden, query.device), -torch.inf).softmax(-1) @ path_values)
+    return torch.cat(outputs, 1).transpose(0, 1).to(query.dtype)
 
 
 AttentionInterface.register(ROWS, attend_in_rows)
@@ -151,16 +150,16 @@ AttentionMaskInterface.register(ROWS, sdpa_mask)
 
 
 def _unpadded(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scaling: float, window: int | None) -> Tensor:
-    """Torch's flash attention: queries are the rows as they lie, keys and values their paths, as copies laid end to end
-    where a row continues others.
+    """Attention of rows by torch's flash attention; shapes as in :func:`attend`.
 
-    The last query of a row sees its last key, as with `torch.nn.attention.bias.causal_lower_right`.
+    Queries are the rows, keys and values their paths, which are copied where a row continues others. The last query of
+    a row sees its last key, as with `torch.nn.attention.bias.causal_lower_right`.
     """
     q, k, v = (x.transpose(0, 1) for x in (query, key, value))  # (T, heads, size)
-    if rows.laid_paths is not None:
+    if rows.path_keys is not None:
         # Where rows share a key, its gradients are added up in float32.
         wide = torch.promote_types(k.dtype, torch.float32) if torch.is_grad_enabled() else k.dtype
-        k, v = (x.to(wide).index_select(0, rows.laid_paths).to(x.dtype) for x in (k, v))
+        k, v = (x.to(wide).index_select(0, rows.path_keys).to(x.dtype) for x in (k, v))
     seen_before = -1 if window is None else window - 1  # -1: all
     longest_path = max(len(path) for path in rows.paths)
     of_rows = (*rows.ends, max(rows.lengths), longest_path, 0.0, window is None)  # no dropout; whether all is seen
@@ -169,7 +168,8 @@ def _unpadded(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scaling: fl
 
 
 class _Flash(torch.autograd.Function):
-    """Torch's flash attention and its gradient; `torch.nn.attention.varlen_attn` would launch three fills beside it."""
+    """Torch's flash attention and its gradient; `torch.nn.attention.varlen_attn` would launch three more kernels that
+    fill tensors."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, of_rows: tuple[Any, ...], options: dict[str, Any]) -> Tensor:
@@ -188,10 +188,11 @@ class _Flash(torch.autograd.Function):
 
 
 def _padded(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scaling: float, window: int | None) -> Tensor:
-    """Torch's fused attention over padded batches: on a GPU, where its own causal mask costs nothing."""
+    """Attention of rows by torch's fused kernels over padded batches, whose causal mask costs a GPU nothing; shapes as
+    in :func:`attend`."""
     heads, _, size = query.shape
     query_entries, key_entries, value_entries = (_entries(x, 1) for x in (query, key, value))
-    found = []
+    outputs = []
     for group in rows.groups():
         # (n · length, heads · size)
         batch = (group.batch(query_entries), group.with_past(key_entries), group.with_past(value_entries))
@@ -203,12 +204,12 @@ def _padded(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scaling: floa
             out = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, is_causal=True, scale=scaling)[0]
         else:
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
-        found.append(group.back(out.transpose(1, 2).flatten(2).flatten(0, 1)))
-    return torch.cat(found).unflatten(1, (heads, size))
+        outputs.append(group.back(out.transpose(1, 2).flatten(2).flatten(0, 1)))
+    return torch.cat(outputs).unflatten(1, (heads, size))
 
 
 def _repeated(keys: Tensor, heads: int) -> Tensor:
-    """``(…, key heads, size)`` with each key as often as there are heads that it serves."""
+    """Keys ``(…, key heads, size)``, each repeated for the heads that it serves: ``(…, heads, size)``."""
     key_heads = keys.shape[-2]
     if key_heads == heads:
         return keys
@@ -216,7 +217,7 @@ def _repeated(keys: Tensor, heads: int) -> Tensor:
 
 
 class _Grouped(torch.autograd.Function):
-    """The formula written out, one group of rows after the other, and its gradient.
+    """Attention by its formula, one group of rows after the other, and its gradient; shapes as in :func:`attend`.
 
     With P = softmax(s Q Kᵀ) and G the gradient of O = P V: dV = Pᵀ G, dP = G Vᵀ, dS = P ∘ (dP − Σ_j P ∘ dP),
     dQ = s dS K, dK = s dSᵀ Q. The heads that share a key are one product with it. The softmax is taken in float32,
@@ -256,7 +257,7 @@ class _Grouped(torch.autograd.Function):
         d_v = torch.empty_like(v)
         for group, weight in zip(ctx.groups, weights, strict=True):
             by_key = (len(weight), -1, size)
-            # Zeros: dV and dK are sums over the queries, and padding is not one of them.
+            # Padding is zero because dV and dK are sums over all queries of the batch.
             g = group.batch(d_out, zero_padding=True).view(by_key)
             group.back_with_past((weight.transpose(1, 2) @ g).view(-1, size), d_v)
             d_weight = g @ group.with_past(v).view(by_key).transpose(1, 2)
@@ -269,6 +270,6 @@ class _Grouped(torch.autograd.Function):
 
 
 def _entries(x: Tensor, key_heads: int) -> Tensor:
-    """``(heads, T, size)`` to the entries of `moslora.kernels.rows.Group`, ``(T · K, heads / K · size)``: one for each
-    token and key head, with the heads that share this key side by side."""
+    """Entries of ``x (heads, T, size)`` for `moslora.kernels.rows.Group`, shape ``(T · K, heads / K · size)``: an entry
+    for each token and key head, which holds the heads that share this key."""
     return x.transpose(0, 1).reshape(x.shape[1] * key_heads, -1)

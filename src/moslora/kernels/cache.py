@@ -1,10 +1,10 @@
-"""Attention of rows that are written token by token, whose keys and values are kept from pass to pass.
+"""Attention of rows that are generated token by token, with cached keys and values.
 
-    out_i = Σ_j softmax_j(s · q_i · k_j) v_j   over what all rows begin with, and the row of i up to i
+    out_i = Σ_j softmax_j(s · q_i · k_j) v_j   over the common beginning of all rows, and the row of i up to i
 
-Replaces the cache of transformers, which pads the rows, and copies all that it has with every token. Here memory is
-taken once; what all rows begin with is kept, and read, once for all; a row that ends leaves at once, and another may
-enter in any pass, with all its tokens.
+It replaces the cache of transformers, which pads the rows and copies the whole cache for every token. Here memory is
+allocated once. The common beginning is stored and read once for all rows. A row that ends leaves at once, and another
+row may enter in any pass with all its tokens.
 """
 
 from collections import Counter
@@ -19,13 +19,13 @@ from moslora.kernels.rows import FILLED_FROM, MULTIPLE, Rows, send
 
 
 class KeyValueCache:
-    """Keys and values of the rows that are being written, for every attention of a model.
+    """Keys and values of the rows that are being generated, for every attention of a model.
 
     Attributes:
-        beginning: number of tokens that all rows begin with; a pass over these alone comes first.
-        lengths: tokens of each row behind the beginning.
-        rows: number of rows that there is room for.
-        room: number of tokens that there is room for in each row.
+        beginning: number of tokens of the common beginning, which :meth:`first_pass` computes.
+        lengths: number of tokens of each row after the beginning.
+        rows: maximum number of rows.
+        room: maximum number of tokens of a row.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -37,78 +37,79 @@ class KeyValueCache:
         self._layers: dict[tuple[nn.Module, int], _Layer] = {}
 
     def resize(self, rows: int, room: int) -> None:
-        """Makes room for so many rows and tokens of each; those that are there stay."""
+        """Allocate memory for ``rows`` rows of ``room`` tokens each, and keep the current rows."""
         self.rows = rows
         self.room = room
         for layer in self._layers.values():
             layer.resize(rows, room, kept=len(self.lengths), longest=max(self.lengths, default=0))
 
     def next_pass(self, entering: Sequence[int]) -> "CachedPass":
-        """The pass over one token of each row, then over the tokens of the rows that enter behind them.
+        """Pass over one token of each row, followed by all tokens of the rows that enter.
 
-        ``entering`` has the number of tokens of each of these, at least one.
+        ``entering`` has the number of tokens of each entering row, at least one.
         """
-        made = CachedPass(self, len(self.lengths), entering)
+        cached_pass = CachedPass(self, len(self.lengths), entering)
         self.lengths = [length + 1 for length in self.lengths]
         self.lengths += entering
-        return made
+        return cached_pass
 
     def first_pass(self, beginning: int) -> "CachedPass":
-        """The pass over the tokens that all rows begin with."""
-        made = CachedPass(self, 0, [beginning], is_beginning=True)
+        """Pass over the common beginning of all rows, of ``beginning`` tokens."""
+        cached_pass = CachedPass(self, 0, [beginning], is_beginning=True)
         self.beginning = beginning
-        return made
+        return cached_pass
 
     def remove(self, row: int) -> None:
-        """Takes a row out; the last one gets its number."""
+        """Remove a row. The last row gets its number."""
         last = len(self.lengths) - 1
         if row < last:
             for layer in self._layers.values():
-                for kept in (layer.keys, layer.values):
-                    of_rows = kept.unflatten(0, (self.rows, layer.heads))
+                for stored in (layer.keys, layer.values):
+                    of_rows = stored.unflatten(0, (self.rows, layer.heads))
                     of_rows[row] = of_rows[last]
         self.lengths[row] = self.lengths[last]
         self.lengths.pop()
 
     def layer(self, module: nn.Module, call: int, key: Tensor) -> "_Layer":
-        """What is kept for ``module`` at its call of that number in a pass, of which ``key (key heads, T, size)`` are
-        keys. Most are called once; DiffLlama's attention twice, with other values."""
-        place = (module, call)
-        if place not in self._layers:
-            self._layers[place] = _Layer(key)
-            self._layers[place].resize(self.rows, self.room)
-        return self._layers[place]
+        """Keys and values of ``module`` for its call of that number in a pass, with ``key (key heads, T, size)``.
+
+        Most attentions are called once; DiffLlama's is called twice, with different values.
+        """
+        if (module, call) not in self._layers:
+            self._layers[module, call] = _Layer(key)
+            self._layers[module, call].resize(self.rows, self.room)
+        return self._layers[module, call]
 
 
 class _Layer:
-    """The keys and values of one attention with K key heads.
+    """Keys and values of one attention with K key heads.
 
-    Keys are kept as columns: a CPU then multiplies by those of 16 bits twice as fast. Behind a row's tokens there are
-    zeros: its weights are 0 there, and 0 times what an earlier row has left might be no number.
+    Keys are stored as columns, by which a CPU multiplies twice as fast in 16 bits. Zeros follow a row's tokens: their
+    weights are 0, but 0 times the leftovers of an earlier row might be NaN.
     """
 
     def __init__(self, key: Tensor) -> None:
         self.heads, _, self.size = key.shape
         self.keys = key.new_empty(0, self.size, 0)  # (rows · K, size, room)
         self.values = key.new_empty(0, 0, self.size)  # (rows · K, room, size)
-        self.first_keys = key[:, :0]  # of what all rows begin with, (K, beginning, size)
+        self.first_keys = key[:, :0]  # of the common beginning, (K, beginning, size)
         self.first_values = self.first_keys
 
     def resize(self, rows: int, room: int, *, kept: int = 0, longest: int = 0) -> None:
-        """Makes room, and keeps the first rows with as many tokens as the longest of them."""
+        """Allocate new memory, and copy the first ``kept`` rows, whose longest has ``longest`` tokens."""
         keys = self.keys
         values = self.values
         self.keys = keys.new_zeros(rows * self.heads, self.size, room)
         self.values = values.new_zeros(rows * self.heads, room, self.size)
-        those = slice(kept * self.heads)
-        self.keys[those, :, :longest] = keys[those, :, :longest]
-        self.values[those, :longest] = values[those, :longest]
+        kept_heads = slice(kept * self.heads)
+        self.keys[kept_heads, :, :longest] = keys[kept_heads, :, :longest]
+        self.values[kept_heads, :longest] = values[kept_heads, :longest]
 
 
 class CachedPass:
-    """One pass: a token of each of the ``continued`` rows, then the tokens of those that enter, end to end.
+    """Pass with a cache: one token of each of the ``continued`` rows, followed by all tokens of the entering rows.
 
-    Stands for the `Rows` of a pass without a cache. Made by :class:`KeyValueCache`.
+    It takes the place of the `Rows` of a pass without a cache. :class:`KeyValueCache` creates it.
     """
 
     def __init__(
@@ -118,7 +119,7 @@ class CachedPass:
         self.device = cache.device
         self.continued = continued
         self.is_beginning = is_beginning
-        self.places = list(cache.lengths)  # of the continued rows' tokens, in their rows
+        self.places = list(cache.lengths)  # of each continued row's token in its row
         self.filler = 0
         count = continued + sum(entering)
         if self.device.type == "cpu" and entering and count >= FILLED_FROM:
@@ -126,7 +127,7 @@ class CachedPass:
         self.entering: Rows | None = None
         if entering:
             lengths = (*entering[:-1], entering[-1] + self.filler)
-            self.entering = Rows(lengths, self.device, filler=self.filler, known=cache.beginning)
+            self.entering = Rows(lengths, self.device, filler=self.filler, preceding=cache.beginning)
         self._kept_at: dict[int, tuple[Tensor, Tensor]] = {}
         self._masks: dict[int | None, Tensor] = {}
         self._calls: Counter[nn.Module] = Counter()
@@ -142,7 +143,7 @@ class CachedPass:
 
     @property
     def last(self) -> list[int]:
-        """Where the last token of each row lies in the pass."""
+        """Place of each row's last token in the pass."""
         ends = list(range(self.continued))
         if self.entering is not None:
             ends += [self.continued + end - 1 for _, end in self.entering.bounds]
@@ -152,7 +153,10 @@ class CachedPass:
     def attend(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None
     ) -> Tensor:
-        """See `moslora.kernels.attention.Remembering`."""
+        """Attention of ``module``, shape ``(T, heads, size)``; also over the keys and values of earlier passes.
+
+        ``query`` is ``(heads, T, size)``, ``key`` and ``value`` ``(key heads, T, size)``.
+        """
         layer = self.cache.layer(module, self._calls[module], key)
         self._calls[module] += 1
         count = self.continued
@@ -161,22 +165,20 @@ class CachedPass:
             layer.first_values = value
         else:
             self._keep(layer, key, value)
-        found = []
+        outputs = []
         if count:
-            found.append(self._over_cache(layer, query[:, :count] * scaling, window))
+            outputs.append(self._over_cache(layer, query[:, :count] * scaling, window))
         if self.entering is not None:
             k = key[:, count:]
             v = value[:, count:]
-            if self.entering.known:
+            if self.entering.preceding:
                 k = torch.cat([layer.first_keys, k], 1)
                 v = torch.cat([layer.first_values, v], 1)
-            found.append(attend(query[:, count:], k, v, self.entering, scaling, window))
-        if len(found) == 1:
-            return found[0]
-        return torch.cat(found)
+            outputs.append(attend(query[:, count:], k, v, self.entering, scaling, window))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def _keep(self, layer: "_Layer", key: Tensor, value: Tensor) -> None:
-        """Keeps the keys and values of the pass, but for what fills it up."""
+        """Store ``key`` and ``value (K, T, size)`` of the pass, without those of filler tokens."""
         if self.entering is not None:
             entered = slice(self.continued * layer.heads, (self.continued + len(self.entering.lengths)) * layer.heads)
             layer.keys[entered] = 0
@@ -187,17 +189,17 @@ class CachedPass:
         layer.values[heads, places] = value[:, :real].transpose(0, 1).reshape(-1, layer.size)
 
     def _over_cache(self, layer: _Layer, query: Tensor, window: int | None) -> Tensor:
-        """Attention of the continued rows' tokens, ``(heads, n, size)`` to ``(n, heads, size)``.
+        """Attention of the continued rows' tokens, from ``(heads, n, size)`` to ``(n, heads, size)``.
 
-        As `moslora.kernels.attention` writes it out: the heads that share a key are one product with it, and so are all
-        rows with what they begin with; the softmax is taken in float32.
+        The heads that share a key are one product with it, and so are all rows with the common beginning. The softmax
+        is computed in float32.
         """
         heads, count, size = query.shape
         by_key = (count, layer.heads, heads // layer.heads)  # n, K, heads that share a key
-        those = slice(count * layer.heads)
+        continued = slice(count * layer.heads)
         length = max(self.places) + 1
         q = query.transpose(0, 1).reshape(count * layer.heads, -1, size)
-        scores = (q @ layer.keys[those, :, :length]).view(*by_key, length)
+        scores = (q @ layer.keys[continued, :, :length]).view(*by_key, length)
         first = self.cache.beginning
         if first:
             together = q.view(*by_key, size).transpose(0, 1).reshape(layer.heads, -1, size)  # (K, n · …, size)
@@ -206,7 +208,7 @@ class CachedPass:
             scores = torch.cat([of_first, scores], -1)
         weights = (scores + self._mask(window)).softmax(-1).to(query.dtype)
         own = weights[..., first:].reshape(count * layer.heads, -1, length)
-        out = (own @ layer.values[those, :length]).view(*by_key, size)
+        out = (own @ layer.values[continued, :length]).view(*by_key, size)
         if first:
             together = weights[..., :first].transpose(0, 1).reshape(layer.heads, -1, first)
             of_first = (together @ layer.first_values).view(layer.heads, count, -1, size)
@@ -214,8 +216,7 @@ class CachedPass:
         return out.flatten(1, 2)
 
     def _where(self, key_heads: int) -> tuple[Tensor, Tensor]:
-        """For each token of the pass and each of its key heads, the head among all in the cache and the place there;
-        both int64 of shape ``(T · K,)``."""
+        """Head and place in the cache of each token of the pass and key head, both int64 of shape ``(T · K,)``."""
         if key_heads not in self._kept_at:
             rows = list(range(self.continued))
             places = list(self.places)
@@ -231,11 +232,11 @@ class CachedPass:
         return self._kept_at[key_heads]
 
     def _mask(self, window: int | None) -> Tensor:
-        """0 where a continued row's token sees a key and −∞ elsewhere, float32 of shape ``(n, 1, 1, keys)``."""
+        """Additive mask: 0 where a continued row's token sees a key, −∞ elsewhere; float32 ``(n, 1, 1, keys)``."""
         if window not in self._masks:
             first = self.cache.beginning
             own_place = torch.tensor(self.places).unsqueeze(1)  # (n, 1)
-            places = torch.arange(-first, max(self.places) + 1)  # of the keys, from the end of the beginning on
+            places = torch.arange(-first, max(self.places) + 1)  # of the keys; those of the beginning are negative
             distance = own_place - places
             seen = distance >= 0
             if window is not None:

@@ -1,9 +1,9 @@
-"""Dropout with few random numbers, in two steps: what to drop, and x without it.
+"""Dropout with few random numbers, in two steps: the entries to drop are drawn, then x is computed without them.
 
-Replaces torch's dropout. On a CPU a random number for every entry takes longer than the adapter's products; there the
-places to drop are drawn, which are also what the backward pass needs: at 0.05 a fifth of a mask. A GPU with
-Liger-Kernel and Triton draws a seed, from which `moslora.kernels.dropped` makes the mask within the products. Any other
-draws a mask, which torch applies in one pass, its kernel for this alone.
+It replaces torch's dropout. On a CPU a random number for every entry takes longer than the adapter's products, so the
+indices to drop are drawn. The backward pass saves only these: at p = 0.05 a fifth of a mask. A GPU with Liger-Kernel
+and Triton draws a seed, from which `moslora.kernels.dropped` computes the mask within the products. Other GPUs draw a
+mask, which torch applies in one pass.
 """
 
 import math
@@ -16,20 +16,20 @@ from moslora.kernels.plain import disabled_kernels
 
 WITHIN = "within the products"
 MOST_ROWS_OF_A = 512
-"""For which a GPU's multiprocessor has the memory."""
+"""Maximum rank for which the memory of a GPU's multiprocessor is large enough."""
 
 
 class Dropout(nn.Module):
     """Each entry of x becomes 0 with probability p and x / (1 − p) otherwise, in training; arXiv 1207.0580.
 
-    On a CPU K places are drawn, uniform and with repetition, where K is a Poisson number with mean n λ, and n the
-    number of entries. Then an entry is hit by Poisson(λ) of them, independently of the others (a Poisson process, split
-    up), and by none with probability exp(−λ), which is 1 − p for λ = −log(1 − p).
+    On a CPU K indices are drawn uniformly with repetition, where K is a Poisson number with mean n λ and n is the
+    number of entries. Each entry is then drawn Poisson(λ) times, independently of the others (a split Poisson process),
+    and never with probability exp(−λ), which is 1 − p for λ = −log(1 − p).
     """
 
-    takes: Callable[[Tensor], bool] = staticmethod(lambda x: False)
-    """Whether `moslora.kernels.dropped` computes where x is: from `moslora.kernels.liger`, once that is imported, as
-    adapters need torch alone."""
+    supports: Callable[[Tensor], bool] = staticmethod(lambda x: False)
+    """Whether `moslora.kernels.dropped` supports the device of x. `moslora.kernels.liger` sets it when it is imported,
+    because adapters must not import more than torch."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
@@ -37,16 +37,18 @@ class Dropout(nn.Module):
 
     @property
     def scale(self) -> float:
-        """Factor of the entries that are left."""
+        """Factor of the entries that are not dropped."""
         if not self.training:
             return 1.0
         return 1 / (1 - self.p)
 
     def draw(self, x: Tensor) -> Tensor | None:
-        """The entries of ``x`` to drop: on a CPU their places, int32 where they fit; else a seed and p, float64 of
-        shape ``(2,)`` on the host, or a bool mask, false for them. ``None`` for nothing.
+        """Draw the entries of ``x`` to drop, by :meth:`kernel`; ``None`` if none are dropped.
 
-        The seed comes from the CPU's generator, which gradient checkpointing sets back, too.
+        Returns:
+            "by places": indices into the flattened x, int32 if they fit, shape ``(K,)``. :data:`WITHIN`: a seed and p,
+            float64 of shape ``(2,)`` on the host. "by mask": bool of x's shape, false for the dropped entries. The seed
+            comes from the CPU's generator, whose state gradient checkpointing restores.
         """
         if not self.training or not self.p:
             return None
@@ -57,30 +59,33 @@ class Dropout(nn.Module):
             return torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - self.p)
         mean = -x.numel() * math.log1p(-self.p)
         count = int(torch.poisson(torch.tensor(mean, dtype=torch.float64)))
-        fits = x.numel() <= torch.iinfo(torch.int32).max  # they are kept, and an index of 8 bytes is made on use
+        fits = x.numel() <= torch.iinfo(torch.int32).max  # half the memory; indices are widened when used
         dtype = torch.int32 if fits else torch.int64
         return torch.randint(max(x.numel(), 1), (count,), dtype=dtype)
 
     def forward(self, x: Tensor, drawn: Tensor | None) -> Tensor:
-        """``x`` after dropout, given what :meth:`draw` found."""
+        """x after dropout, with x's shape, given the entries that :meth:`draw` returned."""
         if drawn is None:
             return x
-        return without(x, drawn) * self.scale
+        return zero_dropped(x, drawn) * self.scale
 
     @staticmethod
     def kernel(x: Tensor) -> str:
-        """How the entries of ``x`` to drop are drawn."""
+        """Name of the way in which the entries of ``x`` to drop are drawn."""
         if "dropout" in disabled_kernels():
             return "by mask"
         if x.device.type == "cpu":
             return "by places"
-        if x.dtype.itemsize == 2 and Dropout.takes(x):
+        if x.dtype.itemsize == 2 and Dropout.supports(x):
             return WITHIN
         return "by mask"
 
 
-def without(x: Tensor, drawn: Tensor | None, *, in_place: bool = False, plus: Tensor | None = None) -> Tensor:
-    """``x`` with zero for the entries that :meth:`Dropout.draw` found, and ``plus`` added; x may change then."""
+def zero_dropped(x: Tensor, drawn: Tensor | None, *, in_place: bool = False, plus: Tensor | None = None) -> Tensor:
+    """Return ``x`` with zeros for the entries that :meth:`Dropout.draw` returned, plus ``plus`` of the same shape.
+
+    ``x`` may be overwritten with ``in_place`` or ``plus``.
+    """
     if drawn is None:
         return x if plus is None else x.add_(plus)
     if drawn.dtype == torch.float64:
@@ -98,12 +103,12 @@ def without(x: Tensor, drawn: Tensor | None, *, in_place: bool = False, plus: Te
 
 
 def drops_within(drawn: Tensor, a: Tensor) -> bool:
-    """Whether `moslora.kernels.dropped` multiplies by ``a (r, in_features)``, and makes the mask as it does."""
+    """Whether `moslora.kernels.dropped` computes the mask within its products by ``a (r, in_features)``."""
     return drawn.dtype == torch.float64 and len(a) <= MOST_ROWS_OF_A
 
 
 def _mask(x: Tensor, drawn: Tensor) -> Tensor:
-    """The mask of a seed: (1 1ᵀ) ∘ m + 0, in 16 bits, as `moslora.kernels.dropped` multiplies."""
+    """Mask of the seed in ``drawn``, bool of x's shape: (1 1ᵀ) ∘ m + 0, computed by `moslora.kernels.dropped`."""
     gradient = torch.ones_like(x[..., :1], dtype=torch.float16)
     a = x.new_ones((1, x.shape[-1]), dtype=torch.float16)
     zeros = torch.zeros_like(x, dtype=torch.float16)

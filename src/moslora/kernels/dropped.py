@@ -1,12 +1,14 @@
-"""Products of adapters with dropout within them, by Triton: random numbers are drawn where they are used, and once more
-in the backward pass, so that neither x after dropout nor a mask is ever in memory.
+"""Triton kernels of adapter products with dropout: random numbers are drawn within the product, and again in the
+backward pass, so that neither a mask nor x after dropout is ever in memory.
 
-    h = (x ∘ m) Aᵀ;   with G the gradient of h and G' of x elsewhere: dA = Gᵀ (x ∘ m), dx = (G A) ∘ m + G'
+    h = (x ∘ m) Aᵀ,   dA = Gᵀ (x ∘ m),   dx = (G A) ∘ m + G'
 
-Entry i of m is 0 with probability p, and 1 otherwise: by word i mod 4 of Philox (SC 2011, 7 rounds) at the counter
-i div 4, under a seed. `moslora.kernels.liger` imports this where Triton is installed. Each program takes some of x's
-rows and columns forwards, and some of its columns backwards. What the programs of a row have summed up is added by
-another kernel, so every sum has one order.
+with G the gradient of h, and G' that of x from other products.
+
+Entry i of m is 0 with probability p, and 1 otherwise: by word i mod 4 of Philox (SC 2011, 7 rounds) at the counter i
+div 4, under a seed. `moslora.kernels.liger` imports this module if Triton is installed. A program computes some of x's
+rows and columns in the forward pass, and some of its columns in the backward pass. Another kernel adds the sums of the
+programs of a row, so that the order of additions is fixed.
 """
 
 import torch
@@ -18,18 +20,18 @@ from moslora.processes.devices import multiprocessors
 
 WARPS = 8
 TILE = (16, 128)
-"""Rows and most columns of x that a program of the forward product takes at a time."""
+"""Number of rows, and maximum number of columns, of x that a program of the forward product computes at a time."""
 
 PROGRAMS = 2
-"""Programs of the forward product for each multiprocessor, at least."""
+"""Minimum number of programs of the forward product for each multiprocessor."""
 
 ADDED = 1024
-"""Entries of h that a program adds up."""
+"""Number of entries of h that a program of :func:`_add` adds up."""
 
 
 @triton.jit
 def _load(matrix, row, column, rows, columns):
-    """Entries of a matrix, and zeros beside it."""
+    """Load entries of a matrix ``(rows, columns)``; zeros outside of it."""
     there = (row < rows)[:, None] & (column < columns)[None, :]
     return tl.load(matrix + row.to(tl.int64)[:, None] * columns + column[None, :], mask=there, other=0.0)
 
@@ -42,7 +44,8 @@ def _store(matrix, row, column, rows, columns, values):
 
 @triton.jit
 def _kept(seed, limit, row, begin, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """m, as bool, of the columns from ``begin`` on, a multiple of 4; ``limit`` is 2³¹ p."""
+    """Mask m, bool of shape ``(ROWS, COLUMNS)``, of the columns from ``begin`` on, a multiple of 4; ``limit`` is 2³¹
+    p."""
     four = begin // 4 + tl.arange(0, COLUMNS // 4)
     a, b, c, d = tl.randint4x(seed, row[:, None] * tl.cdiv(columns, 4) + four[None, :], 7)
     words = tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), (ROWS, COLUMNS))
@@ -53,7 +56,7 @@ def _kept(seed, limit, row, begin, columns, ROWS: tl.constexpr, COLUMNS: tl.cons
 def _project(
     x, a, sums, seed, limit, rows, columns, rank, tiles, ROWS: tl.constexpr, COLUMNS: tl.constexpr, RANK: tl.constexpr
 ):
-    """Writes the sum over so many ``tiles`` of the columns; part after part into ``sums``."""
+    """Write h summed over ``tiles`` tiles of the columns, one part after another, into ``sums (parts, rows, rank)``."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     part = tl.program_id(1)
     of_rank = tl.arange(0, RANK)
@@ -113,7 +116,8 @@ def _project_backward(
 
 
 def project(x: Tensor, a: Tensor, h: Tensor, seed: float, p: float) -> None:
-    """Writes h ``(..., r)`` of x ``(..., in_features)`` and A ``(r, in_features)``; all contiguous."""
+    """Write (x ∘ m) Aᵀ into ``h (..., r)``, from ``x (..., in_features)`` and ``a (r, in_features)``, all
+    contiguous."""
     rank, columns = a.shape
     rows = x.numel() // columns
     size = _power_of_2(rank)
@@ -140,7 +144,10 @@ def project_backward(
     seed: float,
     p: float,
 ) -> None:
-    """Writes dA, where x is given, and dx, where G' is."""
+    """Write dA ``(r, in_features)`` if x is given, and dx ``(..., in_features)`` if G' is given.
+
+    ``g`` is G, ``(..., r)``, ``of_x`` is G', with the shape of ``x (..., in_features)``; all are contiguous.
+    """
     rank, columns = a.shape
     rows = g.numel() // rank
     size = _power_of_2(rank)
@@ -155,5 +162,5 @@ def _limit(p: float) -> int:
 
 
 def _power_of_2(rank: int) -> int:
-    """The rows of A that Triton takes, at least 16."""
+    """Smallest power of 2 that is not below ``rank``, and at least 16: a size of Triton's products."""
     return max(16, triton.next_power_of_2(rank))

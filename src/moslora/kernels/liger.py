@@ -1,8 +1,8 @@
-"""The Triton kernels of Liger-Kernel (arXiv 2410.10989) for SwiGLU and RoPE, and ours of `moslora.kernels.dropped`, as
-operations of torch, a launch each.
+"""Triton kernels as operations of torch, one launch each: Liger-Kernel's (arXiv 2410.10989) for SwiGLU and RoPE, and
+those of `moslora.kernels.dropped`.
 
-On a GPU with the extra ``gpu`` they replace the passes of `moslora.kernels.mlp`, `rotary` and `recompute`. Its RMSNorm
-does not replace torch's, which is one launch each way, too.
+On a GPU with the extra ``gpu`` they replace the passes of `moslora.kernels.mlp`, `rotary` and `recompute`.
+Liger-Kernel's RMSNorm is not used, because torch's also takes one launch in each direction.
 """
 
 import threading
@@ -34,31 +34,30 @@ torch.library.define(
 torch.library.define("moslora::rope", f"(Tensor(a!) q, Tensor(b!) k, Tensor cos, Tensor sin, bool back) -> {CHANGED}")
 
 _fails_elsewhere = threading.Event()
-"""Set once these kernels do not work in another process of the group."""
+"""Set if these kernels do not work in some process of the group."""
 
 
-def there() -> bool:
-    """Whether Liger-Kernel and Triton are installed, whether they work or not."""
+def is_installed() -> bool:
+    """Whether Liger-Kernel and Triton are installed."""
     return find_spec("triton") is not None and find_spec("liger_kernel") is not None
 
 
-def installed() -> bool:
-    """Whether these kernels are used: Liger-Kernel is there, and works in this process and those of its group."""
+def is_used() -> bool:
+    """Whether these kernels are used: they are installed, not disabled, and work in all processes of the group."""
     return "liger" not in disabled_kernels() and not _fails_elsewhere.is_set() and fault() is None
 
 
 def agree() -> None:
-    """Has the processes of the group use these kernels if they work in all, and none of them otherwise: the steps of
-    one run must not be computed in two ways."""
+    """Use these kernels in all processes of the group or in none, so that a run computes its steps in one way."""
     if "liger" in disabled_kernels():
         return
     faults = all_gather(fault())
-    if all(found == "" for found in faults):
+    if all(one == "" for one in faults):
         return
-    for rank, found in enumerate(faults):
-        if found is not None:
+    for rank, one in enumerate(faults):
+        if one is not None:
             _fails_elsewhere.set()
-            why = found or "it is not installed"
+            why = one or "it is not installed"
             if rank:
                 why = f"rank {rank}: {why}"
             note(f"Liger-Kernel is not used, as it does not work here: {why}")
@@ -67,26 +66,27 @@ def agree() -> None:
 
 @cache
 def fault() -> str | None:
-    """Why these kernels cannot be used in this process; ``None`` if they can, and an empty text without Liger-Kernel.
+    """Reason why these kernels do not work in this process; ``None`` if they work, empty if they are not installed.
 
-    It is imported on use: that takes seconds. On a GPU each kernel is launched once, as Triton compiles it then.
+    The import takes seconds. On a GPU each kernel is launched once, because Triton compiles it at the first launch.
 
     Raises:
-        MosloraError: a kernel broke the process's use of its GPU, which nothing can mend.
+        MosloraError: a kernel has made the GPU unusable for this process.
     """
-    if not there():
+    if not is_installed():
         return ""
     try:
         import_module("liger_kernel.ops.swiglu")
         import_module("liger_kernel.ops.rope")
         if gpus():
-            # Inference mode has no gradients. Leaving it, even where it is off, turns on autograd's threads.
+            # Inference mode has no gradients. It is left only if it is on, because leaving it starts autograd's
+            # threads.
             with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():
                 try:
                     _try(device())
-                except OSError:  # on a network's disk another process may rename the same file of Triton's cache
+                except OSError:  # another process may rename the same file of Triton's cache on a network disk
                     _try(device())
-    except Exception as error:  # of whatever kind: without it everything works
+    except Exception as error:  # any: everything works without these kernels
         if gpus():
             _refuse_broken_gpu(error)
         return first_line(error)
@@ -94,10 +94,10 @@ def fault() -> str | None:
 
 
 def _try(device: torch.device) -> None:
-    """Launches each kernel on ``device``, and waits for what it computes, or for its fault.
+    """Launch each kernel on ``device`` and compare its results with the plain formulas.
 
     Raises:
-        ValueError: that is not what the formulas give.
+        ValueError: a result differs.
     """
     gate, up, q, k = torch.linspace(-2, 2, 4 * 32, device=device).view(4, 1, 2, 1, 16)
     ones = torch.ones_like(gate)
@@ -108,50 +108,56 @@ def _try(device: torch.device) -> None:
         product = F.silu(gate_leaf) * up_leaf
     d_gate, d_up = torch.autograd.grad(product, (gate_leaf, up_leaf), ones)
     first, second = q.chunk(2, dim=-1)
-    turned_q = torch.cat([0.6 * first - 0.8 * second, 0.6 * second + 0.8 * first], dim=-1)
-    expected = [product.detach(), d_gate, d_up, turned_q, k.clone()]
+    rotated_q = torch.cat([0.6 * first - 0.8 * second, 0.6 * second + 0.8 * first], dim=-1)
+    expected = [product.detach(), d_gate, d_up, rotated_q, k.clone()]
 
-    found = [torch.ops.moslora.swiglu(gate, up), *torch.ops.moslora.swiglu_backward(gate, up, ones)]
+    results = [torch.ops.moslora.swiglu(gate, up), *torch.ops.moslora.swiglu_backward(gate, up, ones)]
     q, k = torch.ops.moslora.rope(q, k, cos, sin, False)
-    found.append(q.clone())
-    _, turned_back_k = torch.ops.moslora.rope(q, k, cos, sin, True)
-    found.append(turned_back_k)
+    results.append(q.clone())
+    _, rotated_back_k = torch.ops.moslora.rope(q, k, cos, sin, True)
+    results.append(rotated_back_k)
 
-    x, of_x = torch.arange(2 * 24 * 40, device=device).remainder(5).half().view(2, 24, 40)  # whose sums are exact
+    x, of_x = (
+        torch.arange(2 * 24 * 40, device=device).remainder(5).half().view(2, 24, 40)
+    )  # small integers, whose sums are exact
     a, gradient = x[:3], x[:, :3]
     ones = torch.ones_like(x)
-    how = (1.0, 0.5)
-    (mask,) = torch.ops.moslora.project_backward(ones[:, :1], ones[:1], None, torch.zeros_like(x), *how)
-    left = x * mask
-    expected += [left @ a.T, gradient.T @ left, (gradient @ a) * mask + of_x]
-    found += [torch.ops.moslora.project(x, a, *how)]
-    found += torch.ops.moslora.project_backward(gradient, a, x, of_x, *how)
+    seed_and_p = (1.0, 0.5)
+    (mask,) = torch.ops.moslora.project_backward(ones[:, :1], ones[:1], None, torch.zeros_like(x), *seed_and_p)
+    dropped = x * mask
+    expected += [dropped @ a.T, gradient.T @ dropped, (gradient @ a) * mask + of_x]
+    results += [torch.ops.moslora.project(x, a, *seed_and_p)]
+    results += torch.ops.moslora.project_backward(gradient, a, x, of_x, *seed_and_p)
     wait_for(device)
-    if not all(one.allclose(other, atol=1e-4) for one, other in zip(found, expected, strict=True)):
+    if not all(one.allclose(other, atol=1e-4) for one, other in zip(results, expected, strict=True)):
         raise ValueError("its results differ from those of the plain formulas")
 
 
 def _refuse_broken_gpu(fault: Exception) -> None:
-    """An error in a kernel that has run, as of a wrong address, comes back from everything that follows."""
+    """Refuse a GPU on which all later operations fail, as after a kernel's access to a wrong address.
+
+    Raises:
+        MosloraError: the GPU is unusable for this process.
+    """
     try:
         wait_for(device())
     except RuntimeError:
         raise MosloraError(
-            f"Liger-Kernel failed on {device()}, which this process cannot use any more: {first_line(fault)};"
+            f"Liger-Kernel failed on {device()}, which this process can no longer use: {first_line(fault)};"
             " uninstall liger-kernel"
         ) from None
 
 
-def takes(x: Tensor) -> bool:
-    """Whether these kernels compute where ``x`` is, and as precisely as its dtype: they know no float64."""
-    return x.device.type != "cpu" and x.dtype != torch.float64 and installed()
+def supports(x: Tensor) -> bool:
+    """Whether these kernels support the device and dtype of ``x``; they have no float64."""
+    return x.device.type != "cpu" and x.dtype != torch.float64 and is_used()
 
 
-# Triton launches on the current device, wherever the tensors are.
+# Triton launches on the current device, even if the tensors are on another.
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Any:
-    """silu(g) ∘ u."""
+    """silu(g) ∘ u, with the shape of both."""
     if gate.is_meta:
         return torch.empty_like(gate)
     with as_current(gate.device):
@@ -159,7 +165,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Any:
 
 
 def swiglu_backward(gate: Tensor, up: Tensor, gradient: Tensor) -> Any:
-    """The gradients of g and u, in their places."""
+    """Gradients of g and u, written into ``gate`` and ``up``; all three arguments have one shape."""
     if gate.is_meta:
         return gate, up
     gate, up, gradient = (x.contiguous() for x in (gate, up, gradient))
@@ -168,18 +174,21 @@ def swiglu_backward(gate: Tensor, up: Tensor, gradient: Tensor) -> Any:
 
 
 def rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, back: bool) -> tuple[Tensor, Tensor]:
-    """q and k, ``(1, T, heads, size)``, turned by their angles or back, in their places."""
+    """q and k ``(1, T, heads, size)``, rotated in place by cos and sin ``(1, T, size)``, or back."""
     if q.is_meta:
         return q, k
     ops = import_module("liger_kernel.ops.rope")
-    turn = ops.rope_backward if back else ops.rope_forward
+    rotate = ops.rope_backward if back else ops.rope_forward
     with as_current(q.device):
-        turned_q, turned_k, *_ = turn(q.transpose(1, 2), k.transpose(1, 2), cos, sin)
-    return turned_q.transpose(1, 2), turned_k.transpose(1, 2)
+        rotated_q, rotated_k, *_ = rotate(q.transpose(1, 2), k.transpose(1, 2), cos, sin)
+    return rotated_q.transpose(1, 2), rotated_k.transpose(1, 2)
 
 
 def project(x: Tensor, a: Tensor, seed: float, p: float) -> Any:
-    """(x ∘ m) Aᵀ, with the mask m of a seed, which keeps an entry with probability 1 − p."""
+    """(x ∘ m) Aᵀ, shape ``(..., r)``, from ``x (..., in_features)`` and ``a (r, in_features)``.
+
+    The mask m is drawn by ``seed`` and keeps an entry with probability 1 − p.
+    """
     h = x.new_empty((*x.shape[:-1], len(a)))
     if not x.is_meta:
         with as_current(x.device):
@@ -190,16 +199,20 @@ def project(x: Tensor, a: Tensor, seed: float, p: float) -> Any:
 def project_backward(
     gradient: Tensor, a: Tensor, x: Tensor | None, of_x: Tensor | None, seed: float, p: float
 ) -> list[Tensor]:
-    """The gradient of A, where ``x`` is given, and that of x with ``of_x`` added, where that is."""
+    """Gradients of A and x, from ``gradient (..., r)`` and ``a (r, in_features)``.
+
+    The list has the gradient of A if ``x (..., in_features)`` is given, and the gradient of x, to which ``of_x`` of the
+    same shape is added, if ``of_x`` is given.
+    """
     given = [y if y is None else y.contiguous() for y in (gradient, a, x, of_x)]
     d_a = None if x is None else torch.empty_like(a, memory_format=torch.contiguous_format)
     d_x = None if of_x is None else torch.empty_like(of_x, memory_format=torch.contiguous_format)
     if not a.is_meta:
         with as_current(a.device):
             import_module("moslora.kernels.dropped").project_backward(*given, d_a, d_x, seed, p)
-    return [found for found in (d_a, d_x) if found is not None]
+    return [one for one in (d_a, d_x) if one is not None]
 
 
-Dropout.takes = staticmethod(lambda x: takes(x))
+Dropout.supports = staticmethod(lambda x: supports(x))
 for _operation in (swiglu, swiglu_backward, rope, project, project_backward):
     torch.library.impl(f"moslora::{_operation.__name__}", "default", _operation)

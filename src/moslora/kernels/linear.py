@@ -1,11 +1,12 @@
-"""Products x Wᵀ with a frozen W on a CPU, by oneDNN with the weight in the order in which its kernels read it.
+"""Products x Wᵀ with a frozen W on a CPU, by oneDNN with the weight packed in the order in which its kernels read it.
 
-Replaces ``F.linear`` there; a GPU keeps it. From a weight as it lies in a checkpoint every product makes that order
-anew, which takes a tenth of its time or more. In float32 torch takes MKL instead, which on processors of AMD is half as
-fast. In bfloat16 the results are the same to the bit; in float32 sums are taken in another order.
+They replace ``F.linear`` on a CPU; a GPU uses ``F.linear``. Without packing, every product packs the weight again,
+which takes a tenth of its time or more. In float32 torch uses MKL instead, which is half as fast on AMD processors.
+Results are bit-identical in bfloat16; in float32 the order of the sums differs.
 
 A processor without AVX-512 (most desktops, AMD's EPYC before Genoa) multiplies neither bfloat16 nor float16, and torch
-does so an entry at a time. There a product is of float32 copies, rounded once, which is several times as fast.
+emulates these products one entry at a time. There a product multiplies float32 copies and rounds once, which is several
+times as fast.
 """
 
 from typing import Any
@@ -21,21 +22,22 @@ PACKED = "oneDNN, packed"
 IN_FLOAT32 = "torch, in float32"
 
 CONVERTED_FROM = 32
-"""Rows of x from which on a float32 copy of the weight is worth it."""
+"""Minimum number of rows of x for which copying the weight to float32 saves time."""
 
 SAMPLED = 64
-"""Entries of a weight by which a change through ``weight.data`` is noticed, of which torch keeps no count."""
+"""Number of entries of a weight that are compared to detect a change through ``weight.data``, which torch does not
+count."""
 
 
 def own_linear(module: nn.Module) -> nn.Module | None:
-    """Ours for a plain linear layer, not for a subclass."""
+    """Return a :class:`FrozenLinear` for a plain linear layer, ``None`` for any other module and for a subclass."""
     if type(module) is nn.Linear:
         return FrozenLinear(module)
     return None
 
 
 def kernel(device: torch.device, dtype: torch.dtype) -> str:
-    """Name of what computes a frozen linear layer."""
+    """Name of the kernel that computes a frozen linear layer."""
     if device.type != "cpu" or "linear" in disabled_kernels():
         return "torch"
     if torch.backends.mkldnn.is_available():
@@ -49,7 +51,10 @@ def kernel(device: torch.device, dtype: torch.dtype) -> str:
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, packed: Tensor | None = None) -> Tensor:
-    """x Wᵀ + b without a gradient; ``x`` is ``(..., in_features)``, ``weight`` ``(out_features, in_features)``."""
+    """x Wᵀ + b without a graph, shape ``(..., out_features)``.
+
+    ``x`` is ``(..., in_features)``, ``weight`` ``(out_features, in_features)``; ``packed`` is its packed copy, if any.
+    """
     by = _kernel_of(x, weight)
     if by == PACKED:
         if packed is None:
@@ -64,21 +69,24 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, packed: Te
 
 
 def _kernel_of(x: Tensor, weight: Tensor) -> str:
-    if x.dtype != weight.dtype:  # torch says what is wrong
+    if x.dtype != weight.dtype:  # torch raises the error
         return "torch"
     return kernel(x.device, x.dtype)
 
 
 def pack_nothing(model: nn.Module) -> None:
-    """Has ``model`` keep no packed copies from now on: where a weight comes and goes, or is used a few times only."""
+    """Stop ``model`` from keeping packed copies, for weights that are used a few times or are sharded."""
     for layer in packed_layers(model):
         layer.packs = False
 
 
 class FrozenLinear(nn.Linear):
-    """y = x Wᵀ + b. A CPU keeps a packed copy of W from the first pass on, as long as W stays as it is."""
+    """y = x Wᵀ + b, from ``(..., in_features)`` to ``(..., out_features)``.
 
-    packs = True  # whether it may
+    A CPU keeps a packed copy of W from the first pass on, until W changes.
+    """
+
+    packs = True  # whether packed copies are allowed
 
     def __init__(self, linear: nn.Linear) -> None:
         nn.Module.__init__(self)
@@ -101,9 +109,10 @@ class FrozenLinear(nn.Linear):
 
 
 def add_product(base: nn.Module, x: Tensor, u: Tensor, b: Tensor) -> Tensor:
-    """base(x) + u Bᵀ, with ``u (..., r)`` and B ``(out_features, r)``; a GPU adds in the kernel of the base's product.
+    """base(x) + u Bᵀ, shape ``(..., out_features)``, with ``x (..., in_features)``, ``u (..., r)`` and
+    ``b (out_features, r)``. A GPU adds in the kernel of the base's product.
 
-    The base last: gradient checkpointing computes again only up to the last tensor that is kept, which is u.
+    The base is computed last, because gradient checkpointing recomputes only up to the last saved tensor, which is u.
     """
     if x.device.type == "cpu" or not isinstance(base, FrozenLinear) or base.bias is not None:
         return F.linear(u, b).add_(base(x))
@@ -114,12 +123,15 @@ def add_product(base: nn.Module, x: Tensor, u: Tensor, b: Tensor) -> Tensor:
 
 
 class _Product(torch.autograd.Function):
-    """With G the gradient of y: dx = G W, with W as it lies: a second packed copy would gain 3 % of a training step."""
+    """y = x Wᵀ + b; with G its gradient, dx = G W.
+
+    The backward pass uses the unpacked W: a second packed copy would save only 3 % of a training step.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, packed: Tensor | None, bias: Tensor | None) -> Tensor:
         ctx.weight = weight
-        return product(x, weight, bias, packed=packed).data  # no view, which nothing may be added to in place
+        return product(x, weight, bias, packed=packed).data  # not a view, so that callers may add to it in place
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
@@ -127,22 +139,22 @@ class _Product(torch.autograd.Function):
 
 
 def packed_layers(model: nn.Module) -> list[FrozenLinear]:
-    """The layers that a CPU packs once they have computed."""
+    """Layers of ``model`` whose weights a CPU packs in their first pass."""
     return [module for module in model.modules() if isinstance(module, FrozenLinear)]
 
 
 _copies = WeakTensorKeyDictionary()
-"""Weight -> its version and place, a sample of its entries, and the packed copy."""
+"""Weight -> (its version and address, a sample of its entries, the packed copy)."""
 
 
 def _packed(weight: Tensor) -> Tensor:
-    """The packed copy of ``weight``, made anew once the weight has changed."""
+    """Packed copy of ``weight (out_features, in_features)``, packed again if the weight has changed."""
     state = (weight._version, weight.data_ptr())
     entries = weight.detach().reshape(-1)
     sample = entries[:: len(entries) // SAMPLED + 1]
     before, sampled, packed = _copies.get(weight, (None, None, None))
     if before != state or not sample.equal(sampled):
-        # For any number of tokens: the number given here only hints.
+        # The number of tokens is only a hint.
         packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), 1024)
         _copies[weight] = state, sample.clone(), packed
     assert packed is not None

@@ -1,5 +1,6 @@
-"""What a model makes of its hidden states h, with W the output layer's weight: the loss of labels and the
-log-probabilities of tokens, without the logits of all positions at once.
+"""Label loss and token log-probabilities from hidden states h and the output layer's weight W.
+
+The logits of all positions are never in memory together.
 
     log p(y) = z[y] − log Σ exp z,   z = h Wᵀ
 """
@@ -18,8 +19,10 @@ from moslora.kernels.vocabulary import exact_log_sum, exact_logits, label_loss, 
 
 
 def sum_of_losses(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    """Σ_i −log p(y_i), a scalar, float32 or wider, with a gradient for h: ``hidden`` ``(N, H)``, ``weight`` ``(V, H)``,
-    ``labels`` int64 ``(N,)``."""
+    """Label loss Σ_i −log p(y_i), a scalar in float32 or wider, with a gradient for h.
+
+    ``hidden`` is ``(N, H)``, ``weight`` ``(V, H)``, ``labels`` int64 ``(N,)``.
+    """
     if "loss" in disabled_kernels():
         return plain_loss(hidden, weight, labels)
     loss: Tensor = ChunkedLoss.apply(hidden, weight, labels)
@@ -27,7 +30,7 @@ def sum_of_losses(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
 
 
 def plain_loss(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    """The same over all logits at once."""
+    """Label loss by torch from the logits of all positions; arguments as in :func:`sum_of_losses`."""
     return F.cross_entropy(_logits(hidden, weight), labels, reduction="sum")
 
 
@@ -36,12 +39,14 @@ def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
 
 
 class ChunkedLoss(torch.autograd.Function):
-    """Σ_i (log Σ exp z_i − z_i[y_i]) with z_i = h_i Wᵀ, some positions at a time and each with its gradient, so that
-    their logits can be freed before the next. W is frozen."""
+    """Label loss Σ_i (log Σ exp z_i − z_i[y_i]) with z_i = h_i Wᵀ and a frozen W, for some positions at a time.
+
+    The gradient is computed along with the loss, so that logits are freed before those of the next positions.
+    """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-        """``hidden`` ``(N, H)``, ``weight`` ``(V, H)``, ``labels`` int64 ``(N,)``; a float32 scalar."""
+        """Label loss, a float32 scalar; ``hidden`` is ``(N, H)``, ``weight`` ``(V, H)``, ``labels`` int64 ``(N,)``."""
         ctx.gradient = torch.empty_like(hidden)
         positions, _ = sizes(len(hidden), len(weight), weight.device)
         compute = _by_pieces if weight.device.type == "cpu" else label_loss
@@ -57,16 +62,17 @@ class ChunkedLoss(torch.autograd.Function):
 
 
 def _by_pieces(states: Tensor, weight: Tensor, labels: Tensor, gradient: Tensor | None) -> Tensor:
-    """The same as `label_loss`, a piece of the vocabulary at a time.
+    """Label loss of a CPU, one piece of the vocabulary at a time; arguments as in
+    `moslora.kernels.vocabulary.label_loss`.
 
     The gradient is Σ_tokens p W − W[y]. With q the softmax within a piece and s the piece's share of the whole, it is
     Σ_pieces s (q − e_y) W − (1 − s_y) W[y]: a label's 1 is subtracted within its piece.
     """
     _, tokens = sizes(len(states), len(weight), weight.device)
     exact = exact_logits(states, weight, labels)
-    sums = []  # of each piece: log Σ exp z
-    rounded = []  # of each piece: z[y], or −∞
-    means = []  # of each piece: the mean of W under p
+    sums = []  # log Σ exp z of each piece
+    rounded = []  # z[y] of each piece, or −∞
+    means = []  # mean of W under p of each piece
     for piece in pieces(states, weight, torch.arange(len(states)), labels):
         sums.append(piece.log_sum)
         rounded.append(piece.of_targets)
@@ -85,26 +91,27 @@ def _by_pieces(states: Tensor, weight: Tensor, labels: Tensor, gradient: Tensor 
 
 
 def log_probabilities(hidden: Tensor, weight: Tensor, places: Sequence[int], targets: Sequence[int]) -> Tensor:
-    """log softmax(z) at the targets in nats, never above 0, float32 of shape ``(P,)``: z = h · Wᵀ in W's dtype, the
-    target's own logit in float32, also in the sum over the vocabulary.
+    """Log-probabilities log softmax(z) of the targets in nats, never above 0, float32 of shape ``(P,)``.
+
+    z = h · Wᵀ is computed in W's dtype, but the target's own logit in float32, also in the sum over the vocabulary.
 
     Args:
         hidden: h, shape ``(T, H)``.
         weight: W, shape ``(V, H)``.
-        places: P rows of h; those that repeat are computed once.
+        places: P row numbers of h; repeated ones are computed once.
         targets: P token ids.
     """
     if "loss" in disabled_kernels():
         return plain_log_probabilities(hidden, weight, places, targets)
     distinct = {place: number for number, place in enumerate(dict.fromkeys(places))}
     states = hidden.index_select(0, send(list(distinct), hidden.device)).to(weight.dtype)  # (≤ P, H)
-    rows = send([distinct[place] for place in places], hidden.device)  # (P,), of states
+    rows = send([distinct[place] for place in places], hidden.device)  # (P,), row numbers of states
     wanted = send(targets, hidden.device)
     positions, _ = sizes(len(states), len(weight), weight.device)
     log_sums = []
-    rounded = []  # of each piece: the targets' logits, or −∞
+    rounded = []  # the targets' logits of each piece, or −∞
     for number, part in enumerate(states.split(positions)):
-        in_part = wanted.where(rows // positions == number, -1)  # a token that no piece has
+        in_part = wanted.where(rows // positions == number, -1)  # −1 is in no piece
         its_rows = (rows % positions).clamp(max=len(part) - 1)
         of_pieces = []
         for piece in pieces(part, weight, its_rows, in_part):
@@ -117,7 +124,7 @@ def log_probabilities(hidden: Tensor, weight: Tensor, places: Sequence[int], tar
 
 
 def plain_log_probabilities(hidden: Tensor, weight: Tensor, places: Sequence[int], targets: Sequence[int]) -> Tensor:
-    """The same over all logits at once."""
+    """Log-probabilities of the targets by torch; arguments and result as in :func:`log_probabilities`."""
     states = hidden.index_select(0, send(places, hidden.device)).to(weight.dtype)
     wanted = send(targets, hidden.device)
     return _logits(states, weight).log_softmax(1).gather(1, wanted[:, None])[:, 0].float()

@@ -1,8 +1,8 @@
 """RMSNorm: y = w ∘ x / √(mean(x²) + ε), the mean in float32 (arXiv 1910.07467).
 
-Replaces the norm of transformers, which takes six passes over the activations and as many kernels. A GPU runs torch's
-fused norm; a CPU changes one float32 copy in place, forward and backward. Both differ from it only by rounding.
-Measured with the other pieces only (docs/speed.md).
+It replaces the norm of transformers, which takes six passes over the activations in as many kernels. A GPU runs torch's
+fused norm. A CPU changes one float32 copy in place, forward and backward. Both differ from transformers' only by
+rounding. Its gain was measured only together with the other kernels (docs/speed.md).
 """
 
 from typing import Any
@@ -12,25 +12,28 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moslora.kernels.exchange import is_plain
-from moslora.kernels.recompute import made_of
+from moslora.kernels.recompute import mark_recomputable
 
 
 def own_norm(module: Any) -> nn.Module | None:
-    """Ours for a norm of plain formula."""
+    """Return an :class:`RMSNorm` for a norm with the plain formula, ``None`` for any other module."""
     if is_plain(module, "RMSNorm"):
         return RMSNorm(module.weight, module.variance_epsilon)
     return None
 
 
 def kernel(device: torch.device) -> str:
-    """Name of what computes a frozen norm. On the meta device torch's keeps more than the fused one of a GPU."""
+    """Name of the kernel that computes a frozen norm.
+
+    On the meta device torch's fused norm would keep more tensors than on a GPU.
+    """
     if device.type in ("cpu", "meta"):
         return "in place"
     return "torch, fused"
 
 
 class RMSNorm(nn.Module):
-    """y of the module's docstring; shape ``(..., width)`` and dtype stay."""
+    """RMSNorm of x ``(..., width)``, with the shape and dtype of x."""
 
     def __init__(self, weight: nn.Parameter, eps: float) -> None:
         super().__init__()
@@ -40,12 +43,12 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if kernel(x.device) == "in place" and not self.weight.requires_grad:
             normed, root = _InPlace.apply(x, self.weight, self.eps)
-            return made_of(normed, _again, x, root, self.weight)
+            return mark_recomputable(normed, _recompute, x, root, self.weight)
 
         def fused(x: Tensor, weight: Tensor) -> Tensor:
             return F.rms_norm(x, weight.shape, weight, self.eps)
 
-        return made_of(fused(x, self.weight), fused, x, self.weight)
+        return mark_recomputable(fused(x, self.weight), fused, x, self.weight)
 
 
 class _InPlace(torch.autograd.Function):
@@ -69,11 +72,14 @@ class _InPlace(torch.autograd.Function):
         return scaled.addcmul_(wide, mean.mul_(root.square()), value=-1).mul_(root).to(x.dtype), None, None
 
 
-def _again(x: Tensor, root: Tensor, weight: Tensor) -> Tensor:
-    """y in the backward pass."""
+def _recompute(x: Tensor, root: Tensor, weight: Tensor) -> Tensor:
+    """y of ``x (..., width)`` in the backward pass, given ``root (..., 1)``, 1 / √(mean(x²) + ε)."""
     return _scaled(x.to(root.dtype, copy=True), root, weight).to(x.dtype)
 
 
 def _scaled(wide: Tensor, root: Tensor, weight: Tensor) -> Tensor:
-    """w ∘ x · r, in the place of x. All of one dtype: a CPU converts before it multiplies, which takes longer."""
+    """w ∘ x · r, written into ``wide``, x ``(..., width)``.
+
+    All factors have one dtype, because a CPU converts mixed factors before it multiplies them, which takes longer.
+    """
     return wide.mul_(root).mul_(weight.to(root.dtype))

@@ -1,8 +1,8 @@
-"""Which pieces the user leaves out, so that transformers' own module or the plain formula computes instead:
+"""Kernels that the user disables, so that transformers' own module or the plain formula computes instead:
 
     MOSLORA_PLAIN=attention,loss moslora train …
 
-For a device on which `moslora check` finds a piece that is off. The run card names what was left out.
+This works around a device on which `moslora check` finds a wrong kernel. The run card names the disabled kernels.
 """
 
 import os
@@ -17,10 +17,10 @@ PIECES = ("adapters", "attention", "dropout", "liger", "linear", "loss", "mlp", 
 
 @cache
 def disabled_kernels() -> frozenset[str]:
-    """Those of :data:`PIECES` that the environment names.
+    """Kernels of :data:`PIECES` that the environment variable :data:`VARIABLE` disables.
 
     Raises:
-        UsageError: it names another.
+        UsageError: the variable names an unknown kernel.
     """
     named = {name.strip() for name in os.environ.get(VARIABLE, "").split(",")} - {""}
     for name in sorted(named - {*PIECES}):

@@ -1,9 +1,9 @@
-"""The adapter's first product, h = (x without what dropout drops) Aᵀ, which keeps little for the backward pass.
+"""The adapter's first product, h = dropout(x) Aᵀ, which saves little memory for the backward pass.
 
-Replaces autograd's copies, on every device: what is left of x after dropout, once for each adapter. Here x is kept,
-which layers with the same input share, and the backward pass drops again. An x that can be computed again from tensors
-that are kept anyway says so with :func:`made_of`, and is not kept either. That takes no product, and with
-`moslora.kernels.mlp` 40 % less is kept.
+It replaces autograd's copies on every device: without it, each adapter would save its own x after dropout. Here x is
+saved once for all layers that read it, and the backward pass repeats the dropout. An x that can be recomputed from
+tensors that are saved anyway is marked by :func:`mark_recomputable` and not saved either. This needs no product, and
+with `moslora.kernels.mlp` 40 % less memory.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,42 +13,44 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from moslora.kernels.dropout import drops_within, without
+from moslora.kernels.dropout import drops_within, zero_dropped
 from moslora.kernels.plain import disabled_kernels
 
 
 class Recomputable:
-    """How the backward pass gets an activation x: by ``make(*parts)``, once for all adapters that read x; without
-    ``make`` x is its only part, and is kept.
+    """Activation x that the backward pass computes by ``make(*parts)``, once for all adapters that read it.
 
-    The autograd functions save the parts, and this does not hold them: gradient checkpointing frees saved tensors only.
+    Without ``make``, x is its only part. Only the autograd functions save the parts: gradient checkpointing frees
+    nothing but saved tensors.
     """
 
     def __init__(self, make: Callable[..., Tensor] | None) -> None:
         self.readers = 0
         self._make = make
-        self._made: Tensor | None = None
-        self._left = 0
+        self._value: Tensor | None = None
+        self._readers_left = 0
 
-    def made(self, parts: Sequence[Tensor]) -> tuple[Tensor, bool]:
-        """x for one of its readers, and whether that one may change it: the last, where it was made."""
-        if self._made is None:
-            self._made = parts[0] if self._make is None else self._make(*parts)
-            self._left = self.readers
-        made = self._made
-        self._left -= 1
-        is_last = self._left == 0
+    def value(self, parts: Sequence[Tensor]) -> tuple[Tensor, bool]:
+        """Return x for one of its readers, and whether this reader may overwrite it.
+
+        The last reader may, if x was recomputed.
+        """
+        if self._value is None:
+            self._value = parts[0] if self._make is None else self._make(*parts)
+            self._readers_left = self.readers
+        x = self._value
+        self._readers_left -= 1
+        is_last = self._readers_left == 0
         if is_last:
-            self._made = None
-        return made, is_last and self._make is not None
+            self._value = None
+        return x, is_last and self._make is not None
 
 
-def made_of(x: Tensor, make: Callable[..., Tensor], *parts: Tensor) -> Tensor:
-    """``x``, which ``make(*parts)`` computes again, exactly, from parts that are kept anyway. No one may change it.
+def mark_recomputable(x: Tensor, make: Callable[..., Tensor], *parts: Tensor) -> Tensor:
+    """Mark ``x`` as what ``make(*parts)`` computes again exactly, from parts that are saved anyway; return ``x``.
 
-    That is noted on x itself, as its attribute ``recomputable``, which only :func:`project` reads: the model's own code
-    hands x on from a norm to its readers, and nothing else; and the note lives as long as x does. A weak dictionary of
-    tensors would take microseconds each time.
+    Nothing may change x. The mark is an attribute of x that only :func:`project` reads, because the model's own code
+    passes nothing but x from a norm to its readers. A weak dictionary of tensors would take microseconds each time.
     """
     if torch.is_grad_enabled():
         x.recomputable = Recomputable(make), [part.detach() for part in parts]  # type: ignore[attr-defined]
@@ -56,21 +58,23 @@ def made_of(x: Tensor, make: Callable[..., Tensor], *parts: Tensor) -> Tensor:
 
 
 def project(x: Tensor, a: Tensor, drawn: Tensor | None) -> tuple[Tensor, Tensor]:
-    """h of shape ``(..., r)``, and x for the base layer, so that both gradients of x are summed here, once.
+    """Return h = dropout(x) Aᵀ, shape ``(..., r)``, and x for the base layer, so that one kernel sums x's gradients.
 
-    ``a`` is A, ``(r, in_features)``, in the dtype of ``x (..., in_features)``; ``drawn`` is of :meth:`Dropout.draw`.
+    ``a`` is A, ``(r, in_features)``, in the dtype of ``x (..., in_features)``; ``drawn`` comes from
+    :meth:`moslora.kernels.dropout.Dropout.draw`.
     """
     if not torch.is_grad_enabled() or "adapters" in disabled_kernels():
-        return F.linear(without(x, drawn), a), x
+        return F.linear(zero_dropped(x, drawn), a), x
     recomputable, parts = getattr(x, "recomputable", None) or (Recomputable(None), [x.detach()])
-    found = _Projection.apply(x, a, drawn, recomputable, *parts)
+    output = _Projection.apply(x, a, drawn, recomputable, *parts)
     if x.requires_grad:
-        return found  # h and x
-    return found, x
+        return output  # h and x
+    return output, x
 
 
 class _Projection(torch.autograd.Function):
-    """With G the gradient of h, and G' of x in other products: dA = Gᵀ (x without), dx = (G A) without + G'."""
+    """h = (x ∘ m) Aᵀ with dropout's mask m. With G the gradient of h, and G' that of x from other products:
+    dA = Gᵀ (x ∘ m), dx = (G A) ∘ m + G'."""
 
     @staticmethod
     def forward(
@@ -87,7 +91,7 @@ class _Projection(torch.autograd.Function):
         if drawn is not None and drops_within(drawn, a):
             h = torch.ops.moslora.project(x, a, *drawn.tolist())
         else:
-            h = F.linear(without(x, drawn), a)
+            h = F.linear(zero_dropped(x, drawn), a)
         if x_learns:
             return h, x
         return h
@@ -99,15 +103,15 @@ class _Projection(torch.autograd.Function):
         gradient = gradient.to(a.dtype)  # under autocast it has another dtype
         d_x = d_a = x = None
         if a_learns:
-            x, in_place = ctx.recomputable.made(parts)
+            x, in_place = ctx.recomputable.value(parts)
         if drawn is not None and drops_within(drawn, a):
-            found = torch.ops.moslora.project_backward(gradient, a, x, of_x, *drawn.tolist())
-            d_x = found.pop() if x_learns else None
-            d_a = found.pop() if a_learns else None
+            gradients = torch.ops.moslora.project_backward(gradient, a, x, of_x, *drawn.tolist())
+            d_x = gradients.pop() if x_learns else None
+            d_a = gradients.pop() if a_learns else None
         else:
             if x is not None:
-                d_a = gradient.reshape(-1, len(a)).T @ without(x, drawn, in_place=in_place).reshape(-1, a.shape[1])
-                x = None  # freed before dx is made
+                d_a = gradient.reshape(-1, len(a)).T @ zero_dropped(x, drawn, in_place=in_place).reshape(-1, a.shape[1])
+                x = None  # freed before dx is computed
             if x_learns:
-                d_x = without(gradient @ a, drawn, in_place=True, plus=of_x)
+                d_x = zero_dropped(gradient @ a, drawn, in_place=True, plus=of_x)
         return d_x, d_a, *[None] * (2 + ctx.parts)

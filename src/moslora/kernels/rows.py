@@ -1,7 +1,7 @@
-"""Rows laid end to end in one sequence, without padding: where each lies, which it continues, what its tokens see.
+"""Rows concatenated into one sequence without padding: their bounds, the row that each continues, what tokens see.
 
-Replaces the padded batch on every device: linear layers, norms and output layer never compute padding, nor twice what
-several rows begin with. Only attention (`moslora.kernels.attention`) looks at rows.
+They replace the padded batch on every device. Linear layers, norms and the output layer compute neither padding nor a
+common beginning of several rows twice. Only attention (`moslora.kernels.attention`) needs the rows.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,57 +14,56 @@ import torch
 from torch import Tensor
 
 SCORES = 2**16
-"""Maximum number of attention scores of a group and head on a CPU, unless a single row has more: what follows finds
-them in the cache."""
+"""Maximum number of attention scores of a group of several rows and a head on a CPU, so that they stay in the cache."""
 
 PADDING = 2**13
-"""Maximum number of padded scores in a group on a CPU; beyond it a new group starts, which takes less time."""
+"""Maximum number of padded scores in a group on a CPU; beyond it a new group starts, which is faster."""
 
 MULTIPLE = 2**4
 FILLED_FROM = 2**9
-"""On a CPU a sequence of at least 512 tokens is filled up to a multiple of 16: oneDNN cuts a product of odd size into
-odd pieces, which takes up to half as long again, and a twentieth more on average."""
+"""On a CPU a sequence of at least 512 tokens is filled to a multiple of 16. Products of other sizes take up to half as
+long again in oneDNN, and a twentieth longer on average."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows that lie end to end, T tokens together; known on the host, so that no device is asked.
+    """Rows of one sequence of T tokens, described on the host, so that nothing waits for a device.
 
-    A row may continue an earlier one: it follows that row, and what that one continues, as if they lay before it. So
-    what several texts begin with is computed once.
+    A row may continue an earlier row: it then follows that row and all that this one continues. A common beginning of
+    several texts is computed once in this way.
     """
 
     lengths: tuple[int, ...]  # tokens of each row, at least one
     device: torch.device  # where the tokens are
-    continues: tuple[int | None, ...] = ()  # the row that each row continues; empty where none does
-    filler: int = 0  # the last of the tokens, which belong to no text; the last row's, where nothing looks at them
-    known: int = 0  # tokens before all rows that are not among them, but whose keys and values come first
+    continues: tuple[int | None, ...] = ()  # the row that each row continues; empty if none does
+    filler: int = 0  # number of tokens at the end of the last row that belong to no text
+    preceding: int = 0  # number of cached tokens before all rows, whose keys and values come first
     _groups: dict[int, list["Group"]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
     def bounds(self) -> list[tuple[int, int]]:
-        """Begin and end of each row."""
+        """Begin and end of each row in the sequence."""
         return list(pairwise(_ends(self.lengths)))
 
     @cached_property
     def key_bounds(self) -> list[tuple[int, int]]:
         """Begin and end of each row among the keys."""
-        return [(self.known + begin, self.known + end) for begin, end in self.bounds]
+        return [(self.preceding + begin, self.preceding + end) for begin, end in self.bounds]
 
     @cached_property
     def pasts(self) -> list[list[int]]:
-        """The keys that each row continues."""
+        """Keys that each row continues, as places among the keys."""
         pasts: list[list[int]] = []
         for before in self.continues or [None] * len(self.lengths):
             if before is None:
-                pasts.append(list(range(self.known)))
+                pasts.append(list(range(self.preceding)))
             else:
                 pasts.append([*pasts[before], *range(*self.key_bounds[before])])
         return pasts
 
     @cached_property
     def paths(self) -> list[list[int]]:
-        """The keys that each row continues, and its own. Without known tokens a key's place is its token's."""
+        """Keys that each row continues, and its own. Without preceding tokens a key's place is its token's."""
         return [[*past, *range(*bounds)] for past, bounds in zip(self.pasts, self.key_bounds, strict=True)]
 
     @cached_property
@@ -77,7 +76,7 @@ class Rows:
 
     @property
     def real(self) -> Tensor | None:
-        """Which tokens belong to a text, bool of shape ``(1, T)``; ``None`` for all."""
+        """Mask of the tokens that belong to a text, bool of shape ``(1, T)``; ``None`` if all do."""
         if not self.filler:
             return None
         count = sum(self.lengths)
@@ -85,24 +84,24 @@ class Rows:
 
     @cached_property
     def ends(self) -> tuple[Tensor, Tensor]:
-        """Where each row ends, and each path, if they lay end to end; behind a 0. Int32 of shape ``(rows + 1,)``."""
+        """Cumulative lengths of the rows and of their paths, each int32 of shape ``(rows + 1,)`` with a leading 0."""
         of_rows = _ends(self.lengths)
         of_paths = _ends(len(path) for path in self.paths)
         own, path = send(torch.tensor([of_rows, of_paths], dtype=torch.int32), self.device)
         return own, path
 
     @cached_property
-    def laid_paths(self) -> Tensor | None:
-        """The keys of all paths end to end, int64; ``None`` where these are the rows themselves."""
+    def path_keys(self) -> Tensor | None:
+        """Keys of all paths, concatenated, int64 of shape ``(keys,)``; ``None`` if the paths are the rows."""
         if not any(self.pasts):
             return None
         return send(list(chain.from_iterable(self.paths)), self.device)
 
     def groups(self, heads: int = 1) -> list["Group"]:
-        """All rows in groups of neighbours, for so many key heads.
+        """Groups of neighbouring rows, for ``heads`` key heads.
 
-        Those that continue another and those that do not are apart. On a CPU a group is of similar rows; a GPU would
-        rather have few groups.
+        Rows that continue another row and rows that do not are in separate groups. On a CPU the rows of a group have
+        similar lengths; on a GPU there are as few groups as possible.
         """
         if heads not in self._groups:
             self._groups[heads] = [Group(self, first, end, heads) for first, end in self._cuts]
@@ -110,7 +109,7 @@ class Rows:
 
     @cached_property
     def _cuts(self) -> list[tuple[int, int]]:
-        """First row of each group, and the first behind it."""
+        """First row of each group, and the first row after it."""
         firsts = [0]
         for row in range(1, len(self.lengths)):
             if not self._belong_together(firsts[-1], row + 1):
@@ -126,34 +125,33 @@ class Rows:
         return self._scores(first, end) <= min(SCORES, alone + PADDING)
 
     def _scores(self, first: int, end: int) -> int:
-        """Scores of a head for these rows as one group."""
+        """Number of scores of a head if the rows from ``first`` to ``end`` − 1 are one group."""
         longest = max(self.lengths[first:end])
         longest_past = max(len(past) for past in self.pasts[first:end])
         return (end - first) * longest * (longest + longest_past)
 
 
 def _ends(lengths: Iterable[int]) -> list[int]:
-    """Where each of these ends, if they lie end to end; behind a 0."""
+    """Cumulative sums of ``lengths``, with a leading 0."""
     return list(accumulate(lengths, initial=0))
 
 
 class Group:
-    """Neighbouring rows as a batch of n: queries padded to the L tokens of the longest row, keys to the P tokens of the
-    longest past and those L.
+    """Neighbouring rows as a batch of n: queries padded to the L tokens of the longest row, keys to P + L, with the P
+    tokens of the longest past.
 
-    It knows three lists of numbers, and all it does is to take or put entries by them. For one key head, and the rows
-    ``a b`` (tokens 0 and 1), ``c d e`` (2 to 4) and ``f`` (5), where f continues a b:
+    A group gathers and scatters entries by three lists of indices. For one key head, and the rows ``a b`` (tokens 0 and
+    1), ``c d e`` (2 to 4) and ``f`` (5), where f continues a b:
 
-    ===============  ================  =====================  ==================================
-    group            batch of queries  entry of each, by      place of each entry in the batch,
-                                       which it is taken      by which it is put back
-    ===============  ================  =====================  ==================================
+    ===============  ================  =====================  =====================================
+    group            batch of queries  entries to gather      places in the batch to scatter from
+    ===============  ================  =====================  =====================================
     first two rows   a b a, c d e      0 1 0 2 3 4            0 1 3 4 5
     the third        f                 5                      0; its keys are a b f, entries 0 1 5
-    ===============  ================  =====================  ==================================
+    ===============  ================  =====================  =====================================
 
-    What fills a row up is its first token: no token of the row looks to its right. Entries have the shape ``(T · K,
-    size)``: token after token, and of each token its K key heads, which are a dimension of the batch.
+    A row is padded with its first token, which padding may be because no token sees a key to its right. Entries have
+    the shape ``(T · K, size)``: for each token in turn its K key heads, which are a dimension of the batch.
 
     ``first`` to ``end`` − 1 are its rows; ``heads`` is K.
     """
@@ -166,7 +164,7 @@ class Group:
         self.longest = max(lengths)  # L
         self.past = max(len(past) for past in pasts)  # P
         self.shape = (len(lengths), heads, self.longest)  # of a batch, (n, K, L)
-        self._own = slice(begins[0] * heads, group_end * heads)  # its entries among all
+        self._own = slice(begins[0] * heads, group_end * heads)  # the group's entries among all
         self._shares_past = self.past > 0 and all(past == pasts[0] for past in pasts)
         past_lengths = [len(past) for past in pasts]
         if min(past_lengths) == self.past:  # all are equal, and one row of a mask serves all
@@ -177,46 +175,53 @@ class Group:
 
         places = torch.arange(self.longest)
         real = places < torch.tensor(lengths).unsqueeze(1)  # (n, L)
-        tokens = torch.tensor(begins).unsqueeze(1) + places * real  # padding stands for its row's first token
+        tokens = torch.tensor(begins).unsqueeze(1) + places * real  # padding repeats the row's first token
         padded_pasts = [past + [0] * (self.past - len(past)) for past in pasts]
         past_keys = torch.tensor(padded_pasts, dtype=torch.long)  # (n, P)
-        in_batch = torch.arange(real.numel() * heads).view(self.shape).transpose(1, 2)  # as entries are, (n, L, K)
-        # Not in_batch[real], whose size tensors without data, as a plan has them, do not tell.
+        in_batch = (
+            torch.arange(real.numel() * heads).view(self.shape).transpose(1, 2)
+        )  # in the order of entries, (n, L, K)
+        # Not in_batch[real], whose size is unknown for meta tensors, which a plan uses.
         back = torch.cat([row[:length] for row, length in zip(in_batch, lengths, strict=True)])  # (tokens, K)
         self._real = real[:, None, :, None]
-        self._queries = send(_entries(tokens, heads).flatten(), rows.device)  # of each place in a batch, its entry
-        with_pasts = torch.cat([past_keys, rows.known + tokens], 1)  # (n, P + L)
+        self._queries = send(_entries(tokens, heads).flatten(), rows.device)  # entry of each place in a batch
+        with_pasts = torch.cat([past_keys, rows.preceding + tokens], 1)  # (n, P + L)
         self._keys = send(_entries(with_pasts, heads).flatten(), rows.device)
-        self._back = send(back.flatten(), rows.device)  # of each of the group's entries, its place in a batch
+        self._back = send(back.flatten(), rows.device)  # place in a batch of each of the group's entries
         if self._shares_past:
             past_keys = past_keys[:1]
         self._pasts = send(_entries(past_keys, heads).flatten(), rows.device)
 
     def batch(self, x: Tensor, *, zero_padding: bool = False) -> Tensor:
-        """The group's part of the entries ``x``, ``(n · K · L, size)``.
+        """Batch of the group's rows from all entries ``x (T · K, size)``, shape ``(n · K · L, size)``.
 
-        Padding is the row's first token, which no token looks at there, to its right; or zero.
+        Padding is the row's first token, or zero.
         """
-        found = x.index_select(0, self._queries)
+        batch = x.index_select(0, self._queries)
         if zero_padding:
-            found.view(*self.shape, -1).mul_(self._real)
-        return found
+            batch.view(*self.shape, -1).mul_(self._real)
+        return batch
 
     def with_past(self, x: Tensor) -> Tensor:
-        """The same behind what each row continues, ``(n · K · (P + L), size)``."""
+        """Batch of the group's rows, each preceded by what it continues, from all entries ``x (T · K, size)``; shape
+        ``(n · K · (P + L), size)``."""
         if not (self.past and torch.is_grad_enabled()):
             return x.index_select(0, self._keys)
-        wide = torch.promote_types(x.dtype, torch.float32)  # in which the gradients of keys that rows share are added
+        wide = torch.promote_types(x.dtype, torch.float32)  # for the sums of gradients of shared keys
         return x.to(wide).index_select(0, self._keys).to(x.dtype)
 
     def back(self, batch: Tensor, out: Tensor | None = None) -> Tensor:
-        """The group's entries of a batch, in the rows' order; in their places of all entries ``out``, where given."""
+        """Entries of the group's rows from ``batch (n · K · L, size)``, without padding.
+
+        They are written into all entries ``out (T · K, size)``, if given.
+        """
         if out is None:
             return batch.index_select(0, self._back)
         return torch.index_select(batch, 0, self._back, out=out[self._own])
 
     def back_with_past(self, batch: Tensor, out: Tensor) -> None:
-        """The same for a batch with pasts, which are added to ``out``."""
+        """Write the entries of ``batch (n · K · (P + L), size)`` into ``out (T · K, size)``; those of pasts are
+        added."""
         rows, heads, _ = self.shape
         past, own = batch.view(rows, heads, -1, batch.shape[1]).split((self.past, self.longest), 2)
         self.back(own.reshape(-1, batch.shape[1]), out)
@@ -226,7 +231,8 @@ class Group:
             out.index_add_(0, self._pasts, past.flatten(0, 2))
 
     def seen(self, window: int | None) -> Tensor:
-        """Which keys each query sees, bool of shape ``(n, L, P + L)``; ``(1, L, P + L)`` if the same in all."""
+        """Mask of the keys that each query sees, bool of shape ``(n, L, P + L)``, or ``(1, L, P + L)`` if all rows have
+        the same."""
         if window not in self._seen:
             columns = torch.arange(self.past + self.longest)
             own = columns >= self.past
@@ -239,7 +245,7 @@ class Group:
         return self._seen[window]
 
     def mask(self, window: int | None) -> Tensor:
-        """0 where a query sees a key and −∞ elsewhere, float32 of shape ``(n or 1, 1, L, 1, P + L)``."""
+        """Additive mask: 0 where a query sees a key, −∞ elsewhere; float32 of shape ``(n or 1, 1, L, 1, P + L)``."""
         if window not in self._masks:
             seen = self.seen(window)[:, None, :, None]
             self._masks[window] = torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf)
@@ -247,26 +253,27 @@ class Group:
 
 
 def _entries(tokens: Tensor, heads: int) -> Tensor:
-    """The entries of ``(n, tokens)`` for each of so many key heads, ``(n, heads, tokens)``."""
+    """Numbers of the entries of ``tokens (n, count)`` for each key head, shape ``(n, heads, count)``."""
     return tokens.unsqueeze(1) * heads + torch.arange(heads).unsqueeze(1)
 
 
 class _Piece(NamedTuple):
-    """A row before it is laid."""
+    """Tokens of a future row, and the row that it continues."""
 
     tokens: Sequence[int]
-    before: int | None  # the row that it continues
+    before: int | None
 
 
 def concatenate(
     groups: Sequence[Sequence[Sequence[int]]], device: torch.device
 ) -> tuple[list[int], Rows, list[list[int]]]:
-    """The tokens of texts laid end to end; their rows; and where the tokens of each text lie, group by group.
+    """Concatenate the texts of all groups into one sequence, in which the common beginning of a group is computed once.
 
-    What all texts of a group begin with is a row of its own, which they continue.
+    Returns:
+        The tokens, their rows, and for each text, group by group, the places of its tokens.
     """
     pieces: list[_Piece] = []
-    rests: list[_Piece] = []  # of each text what is not common to its group
+    rests: list[_Piece] = []  # each text without the common beginning of its group
     for texts in groups:
         begin = common_prefix(texts) if len(texts) > 1 else 0
         before = None
@@ -274,8 +281,8 @@ def concatenate(
             before = len(pieces)
             pieces.append(_Piece(texts[0][:begin], None))
         rests += [_Piece(text[begin:], before) for text in texts]
-    row_of = [rest.before or 0 for rest in rests]  # of a text that is its group's beginning
-    # Those that continue nothing come first, as given; then the others, so that neighbours are of similar length.
+    row_of = [rest.before or 0 for rest in rests]  # the default is for a text that equals the common beginning
+    # Rows that continue nothing come first, as given; then the others by length, so that neighbours are similar.
     for text in sorted(range(len(rests)), key=lambda i: 0 if rests[i].before is None else len(rests[i].tokens)):
         if rests[text].tokens:
             row_of[text] = len(pieces)
@@ -302,7 +309,7 @@ def common_prefix(texts: Sequence[Sequence[int]]) -> int:
 
 
 def send(values: Sequence[Any] | Tensor, device: torch.device) -> Tensor:
-    """``values``, as int64 where they are no tensor, on ``device``, which nothing waits for."""
+    """Copy ``values`` to ``device`` without waiting for it; a sequence becomes int64."""
     tensor = values if isinstance(values, Tensor) else torch.tensor(values, dtype=torch.long)
     if device.type not in ("cpu", "meta"):
         tensor = tensor.pin_memory()

@@ -149,7 +149,7 @@ def cost(
         recomputed = forward - 2 * last
     operations = tokens * (forward + backward + recomputed) + 4 * labels * output.numel()
     magnitudes = sum(layer.magnitude is not None for _, layer in named_adapters(model))
-    of_a_layer = 1.0 if liger.there() else HOST_WITHOUT_LIGER
+    of_a_layer = 1.0 if liger.is_installed() else HOST_WITHOUT_LIGER
     launched = passes * (of_a_layer * len(decoder_layers(model)) + HOST_OF_A_MAGNITUDE * magnitudes)
     if section.gradient_checkpointing:
         launched *= 1 + HOST_OF_A_SCORED_LAYER

@@ -1,1 +1,1 @@
-"""Several processes as one command: started, compared, and ended together."""
+"""Processes and devices of one command: processes are started, compared and ended together."""

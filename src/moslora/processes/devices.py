@@ -1,6 +1,6 @@
-"""The devices of the processes of a command, and what they can do. Only this file asks torch about a GPU.
+"""Devices of a command's processes and their abilities. Only this file asks torch about a GPU.
 
-In all other files a device is the CPU, or it is not.
+All other files only distinguish the CPU from other devices.
 """
 
 import ctypes
@@ -23,14 +23,14 @@ from moslora.errors import MosloraError, first_line
 from moslora.process_rank import local_rank
 
 GPU = "cuda"
-"""The kind of device that is used beside the CPU; AMD's GPUs have this name too."""
+"""Torch's name for GPUs of NVIDIA and AMD, the only devices besides the CPU."""
 
 WITHOUT_BFLOAT16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
-"""Values of ``ONEDNN_MAX_CPU_ISA`` under which torch's products of bfloat16 are emulated."""
+"""Values of ``ONEDNN_MAX_CPU_ISA`` with which torch emulates products in bfloat16."""
 
 
 def gpu_module() -> Any:
-    """torch's module for :data:`GPU`, such as ``torch.cuda``."""
+    """Torch's module for :data:`GPU`, such as ``torch.cuda``."""
     return torch.get_device_module(GPU)
 
 
@@ -42,7 +42,7 @@ def gpus() -> int:
 
 
 def device() -> torch.device:
-    """This process's GPU, or else the CPU."""
+    """GPU of this process, or the CPU without one."""
     if gpus():
         return torch.device(GPU, local_rank())
     return torch.device("cpu")
@@ -50,7 +50,7 @@ def device() -> torch.device:
 
 @cache
 def say_device(kind: str) -> None:
-    """Prints, once per process, which device of this ``kind`` computes, and what is to be known of this machine's."""
+    """Print, once per process, which device of this ``kind`` computes, and a note about an unused or untested GPU."""
     if kind != "cpu":
         say(f"device: {device_name(device())}")
         if torch.version.hip:
@@ -63,16 +63,16 @@ def say_device(kind: str) -> None:
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name, or the processor's, or at least its kind."""
+    """Name of the GPU or of the processor, or the processor's architecture if it has no name."""
     if device.type != "cpu":
         return str(gpu_module().get_device_name(device))
     cpus = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.+)", cpus.read_text("utf-8")) if cpus.exists() else None
-    return found[1] if found else platform.machine()
+    name = re.search(r"model name\s*: (.+)", cpus.read_text("utf-8")) if cpus.exists() else None
+    return name[1] if name else platform.machine()
 
 
 def unused_gpu(nvidia: Path = Path("/proc/driver/nvidia/version")) -> str | None:
-    """Why a GPU of this machine is not used; ``None`` where it is, where it is hidden on purpose, or without one."""
+    """Reason why this machine's GPU is not used; ``None`` if it is used, hidden on purpose, or missing."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") or parse_flag_from_env("ACCELERATE_USE_CPU")
     if gpus() or hidden:
         return None
@@ -91,15 +91,17 @@ def unused_gpu(nvidia: Path = Path("/proc/driver/nvidia/version")) -> str | None
 
 
 def as_current(device: torch.device) -> AbstractContextManager[None]:
-    """Makes ``device`` the current GPU within the block: Triton launches kernels on the current GPU, and torch on that
-    of the tensors."""
+    """Make ``device`` the current GPU within the block.
+
+    Triton launches kernels on the current GPU, torch on the GPU of the tensors.
+    """
     if device.type == "cpu":
         return nullcontext()
     return cast(AbstractContextManager[None], gpu_module().device(device))
 
 
 def total_memory(device: torch.device) -> int:
-    """Bytes of a GPU, or of this machine, as far as this process may use them."""
+    """Memory in bytes of a GPU, or of this machine within the limit of this process."""
     if device.type != "cpu":
         return int(gpu_module().get_device_properties(device).total_memory)
     return int(min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), _cgroup_limit()))
@@ -114,13 +116,13 @@ def multiprocessors(device: torch.device) -> int:
 
 
 def unused_memory(device: torch.device) -> int:
-    """Bytes of a GPU's memory that nothing uses."""
+    """Free memory of a GPU in bytes."""
     return int(gpu_module().mem_get_info(device)[0])
 
 
 def _cgroup_limit(root: Path = Path("/")) -> float:
-    """Smallest memory limit in bytes of this process's control groups and those around them: a container's, or a job's;
-    infinite without one."""
+    """Smallest memory limit in bytes of this process's control groups and their parents, as set for a container or a
+    job; infinite without a limit."""
     smallest = math.inf
     groups = root / "proc/self/cgroup"
     if not groups.exists():
@@ -142,14 +144,14 @@ def _cgroup_limit(root: Path = Path("/")) -> float:
 
 
 def free_memory() -> None:
-    """Frees the GPU's memory of models that nobody refers to any more, also of those in reference cycles."""
+    """Free the GPU's memory of unreferenced models, including models in reference cycles."""
     gc.collect()
     if gpus():
         gpu_module().empty_cache()
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 itself: emulated products are slower than those of any other dtype."""
+    """Whether the device multiplies bfloat16 in hardware; emulated products are slower than those of other dtypes."""
     if device.type != "cpu":
         return bool(gpu_module().is_bf16_supported(including_emulation=False))
     units = torch.cpu.get_capabilities()
@@ -158,49 +160,49 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 
 
 def wait_for(device: torch.device) -> None:
-    """Waits until a GPU has finished all its work, also copies to the host."""
+    """Wait until a GPU has finished all its work, including copies to the host."""
     if device.type != "cpu":
         gpu_module().synchronize(device)
 
 
 def try_kernel(device: torch.device) -> None:
-    """Computes a sum on ``device``, and waits for it.
+    """Compute a sum on ``device`` and wait for it.
 
     Raises:
-        MosloraError: the GPU computes nothing, such as one that is older than this torch's kernels.
+        MosloraError: the GPU cannot compute, for example because it is older than this torch's kernels.
     """
     try:
         torch.ones(1, device=device).add_(1)
         wait_for(device)
     except RuntimeError as error:
-        fix = "nvidia-smi shows its state and who uses it, and CUDA_VISIBLE_DEVICES chooses another"
+        fix = "nvidia-smi shows its state and its users; CUDA_VISIBLE_DEVICES chooses another GPU"
         if "no kernel image" in str(error):
             fix = (
-                f"torch {torch.__version__} has no kernels for this GPU; install a torch for CUDA 12.6, which has those"
-                " of older GPUs: pip install torch --index-url https://download.pytorch.org/whl/cu126"
+                f"torch {torch.__version__} has no kernels for this GPU; install a torch for CUDA 12.6, which"
+                " has kernels for older GPUs: pip install torch --index-url https://download.pytorch.org/whl/cu126"
             )
-        raise MosloraError(f"{device_name(device)} computes nothing: {first_line(error)}; {fix}") from None
+        raise MosloraError(f"{device_name(device)} cannot compute: {first_line(error)}; {fix}") from None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a GPU is out of memory, by torch's error or by the text of CUDA's, cuBLAS's, Triton's or NCCL's."""
+    """Whether an error of torch, CUDA, cuBLAS, Triton or NCCL says that a GPU is out of memory."""
     text = str(error)
     return isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "_STATUS_ALLOC_FAILED" in text
 
 
 @cache
 def has_flash_attention(device: torch.device) -> bool:
-    """Whether torch has flash attention for the device: NVIDIA's GPUs from Ampere on, for which meta stands, too."""
+    """Whether torch has flash attention for the device: NVIDIA GPUs from Ampere on, and meta, which stands for them."""
     built = torch.version.hip is None and torch.backends.cuda.is_flash_attention_available()
     return device.type == "meta" or (built and multiplies_bfloat16(device))
 
 
 def keep_freed_memory() -> None:
-    """Makes glibc keep the memory that tensors free, instead of returning it to the system and asking for it again.
+    """Make glibc keep the memory that tensors free, instead of returning it to the system.
 
-    A forward pass frees and takes the same megabytes in every layer, and the system clears each page that it gives: a
-    tenth of the time of an evaluation on a CPU, a sixteenth of a training's. Thresholds that the environment sets stay
-    (man 3 mallopt).
+    A forward pass frees and allocates the same megabytes in every layer, and the system clears each page: a tenth of
+    the time of an evaluation on a CPU, a sixteenth of a training's. Thresholds set by the environment stay (man 3
+    mallopt).
     """
     if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
         return

@@ -1,8 +1,8 @@
-"""The processes of one command: they form torch's process group, must agree, and end together.
+"""Processes of one command: they form torch's process group, must agree on facts, and end together.
 
-Each process comes with the facts it found, or with its fault, so that nobody waits for one that has failed. Rank 0
-reports a fault that all know; after the group was formed, the rank that has a fault reports it. A process that leaves
-the report to another one waits for it, and reports its own fault if there is none.
+Each process joins the group with its facts or its fault, so that no process waits for a failed one. Rank 0 reports a
+fault that all know. After the group is formed, the rank with a fault reports it. A process that leaves the report to
+another process waits for that report, and reports its own fault if none comes.
 """
 
 import gc
@@ -45,31 +45,31 @@ from moslora.processes.launch import STOPPED, launched_here
 Value = TypeVar("Value")
 
 TIMEOUT = timedelta(hours=3)
-"""Time that a process waits for the others while they download and encode, and later load and save."""
+"""Maximum time to wait for other processes while they download, encode, load or save."""
 
 TRAINING_TIMEOUT = timedelta(minutes=30)
-"""Time that a GPU waits for the others' while they train."""
+"""Maximum time to wait for other GPUs during training."""
 
 FIRST_EXCHANGE = timedelta(minutes=2)
-"""Time in which the GPUs must connect."""
+"""Maximum time for the GPUs to connect."""
 
 REPORT = timedelta(seconds=20)
-"""Time that a process with a fault waits for another one to report it."""
+"""Maximum time that a process with a fault waits for another process to report it."""
 
 INTERFACE = "GLOO_SOCKET_IFNAME"
-"""The variable that names the network interface by which the processes connect."""
+"""Environment variable with the network interface by which the processes connect."""
 
 _joined = threading.Event()
-"""Set once this process has joined the others; a later fault is not told through the forming of the group."""
+"""Set once this process has joined the group; a later fault is not reported by joining it."""
 
 _REPORTER = "moslora/reports"
-"""Key in the group's store that counts the processes with a fault: the first one reports."""
+"""Key in the group's store that counts the processes with a fault; the first one reports."""
 
 _REPORTED = "moslora/reported"
 """Key in the group's store that is set once a fault is printed."""
 
 _UNREPORTED = "moslora/unreported"
-"""Key in the group's store that counts the processes that have waited for a report in vain: the first one reports."""
+"""Key in the group's store that counts the processes that waited for a report in vain; the first one reports."""
 
 _CLOSED = re.compile(
     "connection closed by|socket (unexpectedly )?closed|broken pipe|connection reset by peer"  # gloo's tcp/pair.cc
@@ -78,39 +78,39 @@ _CLOSED = re.compile(
     "|remote process exit",  # NCCL's ncclRemoteError
     re.IGNORECASE,
 )
-"""Texts of errors by which a backend says that another process has closed its connection, or answers no more."""
+"""Pattern of a backend's errors when another process has closed its connection or no longer answers."""
 
 _CAUSES = {
-    r"/dev/shm|shared memory|No space left": "/dev/shm is too small, as the 64 MB of a Docker container are; start the"
+    r"/dev/shm|shared memory|No space left": "/dev/shm is too small, such as the 64 MB of a Docker container; start the"
     " container with --shm-size=8g",
     r"peer access|P2P": "the GPUs cannot reach each other's memory; set NCCL_P2P_DISABLE=1",
     r"NET/IB|ibv_": "InfiniBand fails; set NCCL_IB_DISABLE=1, or allow locked memory: ulimit -l unlimited",
-    "": "NCCL_DEBUG=INFO shows the cause; NCCL_P2P_DISABLE=1 and NCCL_IB_DISABLE=1 do without direct connections",
+    "": "NCCL_DEBUG=INFO shows the cause; NCCL_P2P_DISABLE=1 and NCCL_IB_DISABLE=1 avoid direct connections",
 }
-"""Pattern of a backend's error -> the likely cause and fix; the first that fits."""
+"""Pattern of a backend's error -> likely cause and fix; the first match counts."""
 
 
 class Lost(MosloraError):
-    """The end of another process, which has reported it, or whose launcher does."""
+    """End of another process, which reports it itself or through its launcher."""
 
 
 class Shared(UsageError):
-    """A fault that all processes know."""
+    """Fault that all processes know."""
 
 
 @contextmanager
 def process_group(facts: Mapping[str, Any], *, then: str) -> Iterator[None]:
-    """The process group of the command, formed once all processes have come with the same ``facts``.
+    """Form the process group of the command once all processes have joined with the same ``facts``.
 
-    A process without a launcher is by itself, and nothing is formed. Whatever uses the group must be released when the
-    block ends. :func:`take_gpu` comes before.
+    A process without a launcher forms no group. Objects that use the group must be released when the block ends.
+    :func:`take_gpu` must have been called.
 
     Args:
-        facts: JSON values by their names in messages.
-        then: how to go on if a process is lost, for the message.
+        facts: name in messages -> JSON value.
+        then: advice for the message if a process is lost.
 
     Raises:
-        Shared: the processes found different facts, or some had a fault before.
+        Shared: the facts of the processes differ, or a process had a fault.
         Lost: another process ended.
         MosloraError: the processes cannot exchange data.
     """
@@ -118,8 +118,7 @@ def process_group(facts: Mapping[str, Any], *, then: str) -> Iterator[None]:
         yield
         return
     try:
-        found = _form_group(facts=facts)
-        hosts = [each["host"] for each in found]
+        hosts = [process["host"] for process in _form_group(facts=facts)]
         if len(hosts) > 1:
             kind = "GPUs" if gpus() else "CPUs"
             say(f"{len(hosts)} processes on {counted(len(set(hosts)), 'machine')}, on {kind}")
@@ -131,19 +130,21 @@ def process_group(facts: Mapping[str, Any], *, then: str) -> Iterator[None]:
         if is_out_of_memory(error) or not is_of_backend:
             raise
         raise _of_backend(error, then) from None
-    # Not after a fault: it may wait for the others. A sharded model goes first: as the last that refers to the group it
-    # would destroy it with Python's lock in hand, for which the group's own thread may be waiting.
+    # Not after a fault, because destroying the group may wait for the others. A sharded model is collected first: as
+    # the last reference to the group it would destroy it while it holds Python's lock, for which the group's thread may
+    # wait.
     gc.collect()
     dist.destroy_process_group()
 
 
 def take_gpu() -> None:
-    """Makes this process's GPU the current one. It comes before anything else that may reach a GPU: Triton launches on
-    the current one, and on a GPU that is another process's torch would leave some hundred MB.
+    """Make this process's GPU the current one, before anything else uses a GPU.
+
+    Triton launches on the current GPU, and on another process's GPU torch would leave some hundred MB.
 
     Raises:
         UsageError: more processes than GPUs, or GPUs whose driver cannot connect them.
-        MosloraError: the GPU computes nothing.
+        MosloraError: the GPU cannot compute.
     """
     _check_gpus()
     if gpus():
@@ -153,28 +154,30 @@ def take_gpu() -> None:
 
 
 def shorten_waits() -> None:
-    """From here on a GPU waits :data:`TRAINING_TIMEOUT` for the others', and then ends its process: they hang. What the
-    processes tell each other from the host, by gloo, keeps its time."""
+    """End this process if its GPU has waited :data:`TRAINING_TIMEOUT` for other GPUs, which then hang.
+
+    The timeout of messages between hosts, by gloo, does not change.
+    """
     if dist.is_initialized() and gpus():
         _get_default_group()._get_backend(device())._set_default_timeout(TRAINING_TIMEOUT)
 
 
 def rank_in_group() -> int:
-    """This process's rank in the group; 0 without one."""
+    """Rank of this process in the group; 0 without a group."""
     if not dist.is_initialized():
         return 0
     return dist.get_rank()
 
 
 def group_size() -> int:
-    """Number of processes in the group; 1 without one."""
+    """Number of processes in the group; 1 without a group."""
     if not dist.is_initialized():
         return 1
     return dist.get_world_size()
 
 
 def all_gather(value: Value) -> list[Value]:
-    """The ``value`` of every process, by rank."""
+    """Values of all processes, by rank."""
     if not dist.is_initialized():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
@@ -183,7 +186,7 @@ def all_gather(value: Value) -> list[Value]:
 
 
 def end(error: Exception) -> NoReturn:
-    """Ends this process after a fault, which one of all processes reports, with its rank and host."""
+    """End this process after a fault, which one process of the command reports with rank and host."""
     text = str(error) if isinstance(error, MosloraError) else "".join(traceback.format_exception(error))
     code = getattr(error, "exit_code", 1)
     if not _joined.is_set() and not isinstance(error, Interrupted):
@@ -200,11 +203,11 @@ def end(error: Exception) -> NoReturn:
             _report(text, exit_code=code)
     with suppress(OSError):
         sys.stdout.flush()
-    os._exit(code)  # the interpreter's end would wait for the group
+    os._exit(code)  # a normal exit of the interpreter would wait for the group
 
 
 def _reports(error: Exception) -> bool:
-    """Whether this process reports a fault: rank 0 if all know it, otherwise the first process to claim it."""
+    """Whether this process reports a fault: rank 0 if all know it, otherwise the first process that asks."""
     if isinstance(error, (Interrupted, Lost, Shared)) and rank() != 0:
         return False
     if isinstance(error, Lost) and launched_here():  # the launcher reports it
@@ -213,10 +216,9 @@ def _reports(error: Exception) -> bool:
 
 
 def _is_reported(error: Exception) -> bool:
-    """Waits until a fault is printed, for :data:`REPORT` at most. Returns whether another process prints it, or its own
-    after the same wait.
+    """Wait at most :data:`REPORT` until a fault is printed; return whether another process prints a fault.
 
-    A launcher would stop the one that reports, if this process ended first, or not know that one was killed.
+    If this process ended first, a launcher would stop the reporting process, or would not learn that one was killed.
     """
     if not dist.is_initialized():
         time.sleep(REPORT.total_seconds())
@@ -229,8 +231,10 @@ def _is_reported(error: Exception) -> bool:
 
 
 def _is_first(key: str) -> bool:
-    """Whether this process is the first of the group to ask this; without a group or its store, which ends with rank 0,
-    each is."""
+    """Whether this process is the first of the group to ask for ``key``.
+
+    Each process is the first without a group, and after rank 0 has ended, with which the group's store ends.
+    """
     if not dist.is_initialized():
         return True
     try:
@@ -240,7 +244,7 @@ def _is_first(key: str) -> bool:
 
 
 def _report(text: str, *, exit_code: int) -> None:
-    """Prints a fault, each line with this process's rank and host, and tells the others that it is printed."""
+    """Print a fault, each line with this process's rank and host, and record in the store that it is printed."""
     label = "" if exit_code in STOPPED else "error: "
     prefix = label + _process_prefix(rank(), socket.gethostname())
     print("\n".join(prefix + line for line in text.splitlines()), file=sys.stderr, flush=True)
@@ -249,13 +253,17 @@ def _report(text: str, *, exit_code: int) -> None:
             _get_default_store().set(_REPORTED, "")
 
 
-def _form_group(**found: Any) -> list[dict[str, Any]]:
-    """Forms the group of all processes. Returns what each has found, by rank: the same facts, and no fault."""
+def _form_group(**report: Any) -> list[dict[str, Any]]:
+    """Form the group of all processes and return their reports by rank, with the same facts and without faults.
+
+    Args:
+        report: ``facts``, or ``fault`` and ``exit_code``.
+    """
     _joined.set()
     try:
-        os.environ.setdefault(INTERFACE, _interface())  # gloo's own is that of this machine's name: 127.0.1.1 on some
+        os.environ.setdefault(INTERFACE, _interface())  # gloo may use 127.0.1.1, the host name's
         backend = "cpu:gloo,cuda:nccl" if gpus() else "gloo"
-        with ThreadPool(1) as pool:  # torch's waiting does not end at a signal
+        with ThreadPool(1) as pool:  # torch would not stop waiting at a signal
             pool.apply(dist.init_process_group, (backend,), {"timeout": TIMEOUT})
     except (OSError, RuntimeError, KeyError, ValueError) as error:
         kind = Lost if local_rank() else MosloraError  # one process of each machine reports it
@@ -264,17 +272,17 @@ def _form_group(**found: Any) -> list[dict[str, Any]]:
             f" rank 0 and a free port there, and in {INTERFACE} (here {os.environ.get(INTERFACE, '')}) the"
             " network interface by which this machine is reached"
         ) from None
-    everything = all_gather({"host": socket.gethostname(), **found})
-    refuse_faults(everything)
-    refuse_other_facts(everything)
-    return everything
+    reports = all_gather({"host": socket.gethostname(), **report})
+    refuse_faults(reports)
+    refuse_other_facts(reports)
+    return reports
 
 
 def _connect_gpus() -> None:
-    """Has the GPUs add up a number, so that a connection that fails or hangs is known before anything is loaded.
+    """Add up a number over all GPUs, to find a connection that fails or hangs before anything is loaded.
 
     Raises:
-        MosloraError: they hang.
+        MosloraError: the connection hangs.
     """
 
     def add_up() -> None:
@@ -289,13 +297,12 @@ def _connect_gpus() -> None:
         raise MosloraError(
             f"the GPUs have not connected within {FIRST_EXCHANGE} (network interface {interface}): NCCL_DEBUG=INFO"
             " shows where they hang; NCCL_SOCKET_IFNAME chooses the interface, and NCCL_P2P_DISABLE=1 and"
-            " NCCL_IB_DISABLE=1 do without direct connections"
+            " NCCL_IB_DISABLE=1 avoid direct connections"
         ) from None
 
 
 def _of_backend(error: RuntimeError, then: str) -> MosloraError:
-    """The fault that an error of gloo, NCCL or the store stands for, with the line that says what happened: the last
-    one of NCCL's."""
+    """Error with cause and fix for an error of gloo, NCCL or the store, of whose text one line is quoted."""
     text = str(error)
     line = (text.partition("Last error:")[2].strip() or text).splitlines()[0].partition(". ")[0]
     if _CLOSED.search(text):
@@ -305,61 +312,65 @@ def _of_backend(error: RuntimeError, then: str) -> MosloraError:
 
 
 def _interface() -> str:
-    """Name of the network interface of the route to MASTER_ADDR; on that machine itself, if others are to reach it, of
-    that to other networks. Empty if nobody knows."""
+    """Name of the network interface of the route to MASTER_ADDR; empty if it is unknown.
+
+    On the machine MASTER_ADDR itself it is that of the route to other networks, if other machines take part.
+    """
     host, _ = master_address()
     address = _own_address(host)
     if address.startswith("127.") and world_size() > local_world_size():
-        with suppress(OSError):  # there is none
-            address = _own_address("192.0.2.1")  # of documents alone (RFC 5737)
-    names = {one.address: name for name, those in psutil.net_if_addrs().items() for one in those}
+        with suppress(OSError):  # no such route
+            address = _own_address("192.0.2.1")  # an address reserved for documentation (RFC 5737)
+    names = {one.address: name for name, addresses in psutil.net_if_addrs().items() for one in addresses}
     return names.get(address, "")
 
 
 def _own_address(host: str) -> str:
-    """This machine's address on the route to ``host``. Fails at once for an unknown name, for which torch would ask for
-    three hours."""
-    family, kind, _, _, there = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
+    """Address of this machine on the route to ``host``.
+
+    An unknown name fails at once, which torch would look up for three hours.
+    """
+    family, kind, _, _, target = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, kind) as probe:
-        probe.connect(there)  # sends nothing
+        probe.connect(target)  # sends nothing
         return str(probe.getsockname()[0])
 
 
-def refuse_faults(found: Sequence[Mapping[str, Any]]) -> None:
-    """Refuses to go on where a process had a fault. Every fault is listed once, with the first rank that has it.
+def refuse_faults(reports: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse to go on if a process had a fault. Every fault is listed once, with the first rank that has it.
 
     Args:
-        found: by rank, ``host`` and either ``facts`` or ``fault`` and ``exit_code``.
+        reports: by rank, ``host`` and either ``facts`` or ``fault`` and ``exit_code``.
 
     Raises:
         Shared: there is a fault; its exit code is the first one's.
     """
-    faulty = [number for number, each in enumerate(found) if "fault" in each]
+    faulty = [number for number, report in enumerate(reports) if "fault" in report]
     if not faulty:
         return
     prefixes: dict[str, str] = {}
     for number in faulty:
-        prefixes.setdefault(found[number]["fault"], _process_prefix(number, found[number]["host"]))
+        prefixes.setdefault(reports[number]["fault"], _process_prefix(number, reports[number]["host"]))
     lines: list[str] = []
     for fault, prefix in prefixes.items():
         lines += [prefix + line for line in fault.splitlines()]
     shared = Shared("\n".join(lines))
-    shared.exit_code = found[faulty[0]]["exit_code"]
+    shared.exit_code = reports[faulty[0]]["exit_code"]
     raise shared
 
 
-def refuse_other_facts(found: Sequence[Mapping[str, Any]]) -> None:
-    """Refuses ``facts`` that are not those of rank 0. Arguments as in `refuse_faults`.
+def refuse_other_facts(reports: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse ``facts`` that differ from those of rank 0; arguments as in :func:`refuse_faults`.
 
     Raises:
         Shared: names each differing fact with its rank.
     """
-    expected = found[0]["facts"]
+    expected = reports[0]["facts"]
     differences = []
-    for number, each in enumerate(found):
-        prefix = _process_prefix(number, each["host"])
-        for name in expected | each["facts"]:
-            value = each["facts"].get(name)
+    for number, report in enumerate(reports):
+        prefix = _process_prefix(number, report["host"])
+        for name in expected | report["facts"]:
+            value = report["facts"].get(name)
             if value != expected.get(name):
                 on_rank_0 = json.dumps(expected.get(name))
                 differences.append(f"{prefix}{name} is {json.dumps(value)}, but {on_rank_0} on rank 0")
@@ -371,23 +382,25 @@ def refuse_other_facts(found: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _process_prefix(number: int, host: str) -> str:
-    """How a line of a process begins; empty for rank 0."""
+    """Prefix of a process's lines; empty for rank 0."""
     if number == 0:
         return ""
     return f"rank {number} on {host}: "
 
 
 def _check_gpus() -> None:
-    """Refuses more processes on this machine than it has GPUs: two on one would run out of memory, or hang."""
-    here = local_world_size()
-    if here > gpus() > 0:
+    """Refuse more processes on this machine than it has GPUs: two on one GPU would run out of memory, or hang."""
+    processes = local_world_size()
+    if processes > gpus() > 0:
         raise UsageError(
-            f"{here} processes on this machine, but this one sees {counted(gpus(), 'GPU')}; start {gpus()}"
+            f"{processes} processes on this machine, but this one sees {counted(gpus(), 'GPU')}; start {gpus()}"
             " (--processes, --num_processes, --nproc-per-node or --ntasks-per-node), and let each see all of the"
             " machine's (SLURM: --gpus-per-node, not --gpus-per-task)"
         )
-    told = {"NCCL_P2P_DISABLE", "NCCL_IB_DISABLE"} <= os.environ.keys()
-    if gpus() and here > 1 and not told and not check_cuda_p2p_ib_support():  # accelerate would end in a traceback
+    is_indirect = {"NCCL_P2P_DISABLE", "NCCL_IB_DISABLE"} <= os.environ.keys()
+    if (
+        gpus() and processes > 1 and not is_indirect and not check_cuda_p2p_ib_support()
+    ):  # accelerate would raise a traceback
         raise UsageError(
             "the driver of these GPUs (RTX 40, before 550.40.07) cannot connect them directly; set"
             " NCCL_P2P_DISABLE=1 and NCCL_IB_DISABLE=1, or update it"

@@ -1,4 +1,4 @@
-"""Starting the processes of one command on this machine. Importing this does not load torch."""
+"""Start of one command's processes on this machine. Importing this module does not load torch."""
 
 import ctypes
 import logging
@@ -18,34 +18,35 @@ from moslora.errors import Interrupted, UsageError, counted
 from moslora.process_rank import launched, world_size
 
 LAUNCHED_HERE = "MOSLORA_LAUNCHED"
-"""Set in the processes that :func:`launch` has started: the id of the process that started them."""
+"""Environment variable of the processes that :func:`launch` starts: the id of the process that started them."""
 
 PART = "MOSLORA_PART"
-"""Set in the processes of a command that is a part of another, such as the quickstart: it names no next command."""
+"""Environment variable of a command that is part of another command, such as the quickstart, and suggests no next
+one."""
 
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 """Exit codes after Ctrl-C and SIGTERM."""
 
 _ENDINGS = {
     signal.SIGKILL: ", perhaps for lack of memory",
-    signal.SIGBUS: ", perhaps as /dev/shm is too small (Docker: --shm-size=8g)",
-    signal.SIGABRT: ", as by NCCL if a GPU hangs or another is lost: the lines above say why, NCCL_DEBUG=INFO more",
+    signal.SIGBUS: ", perhaps because /dev/shm is too small (Docker: --shm-size=8g)",
+    signal.SIGABRT: ", probably by NCCL because a GPU hangs or is lost: see the lines above, or set NCCL_DEBUG=INFO",
 }
-"""What a signal that has ended a process may mean."""
+"""Likely cause of a process's end by a signal."""
 
 RESTARTS = 3
-"""Restarts after a kill, unless others are asked for."""
+"""Default number of restarts after a kill."""
 
 
 def launched_here() -> bool:
-    """Whether :func:`launch` has started this process."""
+    """Whether :func:`launch` started this process."""
     return LAUNCHED_HERE in os.environ
 
 
 def adopt_slurm(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Sets torch's variables from those of ``srun``; those that are set already remain.
+    """Set torch's environment variables from those of ``srun``; variables that are set stay.
 
-    Only a job step has SLURM_STEP_NUM_TASKS. A batch script has SLURM_PROCID as well, but is one process.
+    Only a job step has SLURM_STEP_NUM_TASKS. A batch script also has SLURM_PROCID, but is one process.
     """
     if "RANK" in environment or int(environment.get("SLURM_STEP_NUM_TASKS", 1)) == 1:
         return
@@ -54,7 +55,7 @@ def adopt_slurm(environment: MutableMapping[str, str] = os.environ) -> None:
     for tasks, nodes in re.findall(r"(\d+)(?:\(x(\d+)\))?", environment["SLURM_STEP_TASKS_PER_NODE"]):  # 8(x2),4
         tasks_of_nodes += [tasks] * int(nodes or 1)
     assert first and tasks_of_nodes
-    found = {
+    variables = {
         "RANK": environment["SLURM_PROCID"],
         "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
         "LOCAL_RANK": environment["SLURM_LOCALID"],
@@ -62,20 +63,19 @@ def adopt_slurm(environment: MutableMapping[str, str] = os.environ) -> None:
         "MASTER_ADDR": first[1] + first[2],
         "MASTER_PORT": str(20_000 + int(environment["SLURM_JOB_ID"]) % 10_000),
     }
-    environment.update({**found, **environment})
+    environment.update({**variables, **environment})
 
 
 def end_with_launcher() -> None:
-    """On Linux, ends this process when the one that launched it is killed: whoever repeats its work must not find this
-    one in the folder."""
+    """End this process on Linux when its launcher is killed, so that it does not disturb a repeated command."""
     if launched_here() and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: at the parent's end
-        if os.getppid() != int(os.environ[LAUNCHED_HERE]):  # it has gone already
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: when the parent ends
+        if os.getppid() != int(os.environ[LAUNCHED_HERE]):  # the parent has ended already
             os.kill(os.getpid(), signal.SIGKILL)
 
 
 def cores() -> int:
-    """Number of cores that a command may use: OMP_NUM_THREADS, or all of this machine."""
+    """Number of cores that a command may use: OMP_NUM_THREADS, or all cores of this machine."""
     threads = re.match(r"\s*(\d+)", os.environ.get("OMP_NUM_THREADS", ""))  # 4,2 is for threads within threads
     if threads:
         return max(1, int(threads[1]))
@@ -83,18 +83,21 @@ def cores() -> int:
 
 
 def processes_to_start(wanted: int | None, *, most: int | None = None) -> int:
-    """Number of processes to start here: as many as wanted, or one per GPU; 1 if they run already.
+    """Number of processes to start: ``wanted``, or one per GPU; 1 if a launcher has started them.
 
-    ``most`` is the number that would have something to do.
+    ``most`` is the maximum that would have work.
+
+    Raises:
+        UsageError: ``wanted`` is not the number of running processes, or exceeds the number of GPUs.
     """
     if launched():
         if wanted not in (None, world_size()):
             raise UsageError(
-                f"--processes {wanted}: {world_size()} processes are running already, started by a launcher; leave it"
-                " out"
+                f"--processes {wanted}: {world_size()} processes are running already, started by a launcher; leave"
+                " the option out"
             )
         return 1
-    if wanted is None and "ACCELERATE_MIXED_PRECISION" in os.environ:  # `accelerate launch`, told to start one
+    if wanted is None and "ACCELERATE_MIXED_PRECISION" in os.environ:  # `accelerate launch` was to start one process
         return 1
     from moslora.processes.devices import gpus
 
@@ -117,21 +120,21 @@ def launch(
     steps_done: Callable[[], int] = lambda: 0,
     environment: Mapping[str, str] | None = None,
 ) -> int:
-    """Runs ``command``, one of moslora, in several processes of this machine until all have ended.
+    """Run a ``command`` of moslora in several processes of this machine until all have ended.
 
-    Signals are passed on, and the processes have all the time they need to save. If one fails, the others, which would
-    wait for it forever, are stopped. If one was killed after a new checkpoint, all start again with --resume; never
-    after an error that one reported, nor after a signal to this process.
+    Signals are passed on, and the processes may save without a time limit. If one fails, the others are stopped, which
+    would wait for it forever. If one was killed after a new checkpoint, all start again with --resume; never after an
+    error that a process reported, nor after a signal to this process.
 
     Args:
-        processes: how many.
-        then: how to go on if one is killed, for the message.
+        processes: number of processes.
+        then: advice for the message if a process is killed.
         restarts: maximum number of restarts; by default :data:`RESTARTS`.
-        steps_done: returns the number of steps saved.
-        environment: variables of the processes, beside this one's.
+        steps_done: returns the number of saved steps.
+        environment: additional environment variables of the processes.
 
     Returns:
-        The exit code of the first that failed, which has said why, or zero.
+        The exit code of the first process that failed and reported its error, or zero.
 
     Raises:
         Interrupted: a process was ended by a signal that it did not handle.
@@ -150,7 +153,7 @@ def launch(
             return reported[0]
         if not failed:
             return 0
-        # NCCL aborts the processes that have lost another one.
+        # NCCL aborts processes that have lost another process.
         first = min(failed, key=lambda code: code == -signal.SIGABRT)
         signal_number = signal.Signals(-first)
         fault = f"rank {codes.index(first)} was killed by {signal_number.name}{_ENDINGS.get(signal_number, '')}"
@@ -165,12 +168,15 @@ _HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 def _run(command: Sequence[str], processes: int, environment: Mapping[str, str]) -> tuple[list[int | None], bool]:
-    """Runs ``command`` until all processes have ended or one has failed, and then stops the others. Returns the exit
-    codes, ``None`` of those that were stopped, and whether a signal was passed on."""
+    """Run ``command`` until all processes have ended or one has failed; the others are then stopped.
+
+    Returns:
+        The exit codes, ``None`` for processes that were stopped; and whether a signal was passed on.
+    """
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, SubprocessContext
 
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # lives on if the main process is killed
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # survives if the main process is killed
     threads = max(1, (os.cpu_count() or 1) // processes)
     shared = {
         "WORLD_SIZE": str(processes),
@@ -199,14 +205,14 @@ def _run(command: Sequence[str], processes: int, environment: Mapping[str, str])
     finally:
         context.close(death_sig=signal.SIGKILL)
         with suppress(OSError):
-            get_console().show_cursor()  # which one that was killed may have hidden
-        with suppress(ValueError):  # not the main thread, where torch sets none
+            get_console().show_cursor()  # a killed process may have hidden it
+        with suppress(ValueError):  # not the main thread, in which torch sets no handlers
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 
 
 def _wait(workers: Sequence[Any]) -> tuple[list[int | None], bool]:
-    """Waits until all ``workers`` have ended, or one has failed; passes signals on. Returns as `_run`."""
+    """Wait until all ``workers`` have ended or one has failed, and pass signals on; returns as :func:`_run`."""
     from torch.distributed.elastic.multiprocessing import SignalException
 
     signalled = False
@@ -219,8 +225,8 @@ def _wait(workers: Sequence[Any]) -> tuple[list[int | None], bool]:
             time.sleep(0.05)
         except SignalException as received:
             signalled = True
-            with suppress(OSError):  # of a terminal that is gone
-                os.write(2, b"\nstopping, once all have saved (Ctrl-C again to stop at once) ...\n")
+            with suppress(OSError):  # the terminal is gone
+                os.write(2, b"\nstopping once all have saved (Ctrl-C again stops at once) ...\n")
             for worker in workers:
                 with suppress(ProcessLookupError):
                     os.killpg(worker.pid, received.sigval)

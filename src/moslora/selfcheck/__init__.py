@@ -1,1 +1,1 @@
-"""What this machine computes, compared with the plain formulas: piece by piece, and as whole training steps."""
+"""Check of the engine on this machine: each piece, and whole training steps, compared with the plain formulas."""

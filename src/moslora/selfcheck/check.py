@@ -1,5 +1,7 @@
-"""The whole check: every piece on the device that is there, a training step, and one of two processes; and memory and
-time of one real step of a recipe."""
+"""Check of every piece on this machine's device, of training steps in one and two processes, and of a recipe's step.
+
+The step of a recipe is measured in memory and time, and compared with the plan's estimate.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 from types import SimpleNamespace
@@ -43,12 +45,12 @@ SIZES = {
 
 
 def check(section: ModelSection | None = None) -> Iterator[Finding]:
-    """Compares in the sizes of a model's layers, and in those of :data:`SIZES` that its config does not say.
+    """Compare each piece in the sizes of a model's layers; sizes that its config lacks are those of :data:`SIZES`.
 
-    The step is the model's if our engine computes it.
+    The training step is that of the model's architecture if moslora's own engine computes it.
     """
     liger.agree()
-    torch.backends.cuda.enable_cudnn_sdp(False)  # as where a model is computed
+    torch.backends.cuda.enable_cudnn_sdp(False)  # as when a model is loaded
     config = SMALL_LLAMA
     sizes = dict(SIZES)
     if section is not None:
@@ -68,7 +70,7 @@ def check(section: ModelSection | None = None) -> Iterator[Finding]:
 
 
 def not_compared(findings: Iterable[Finding]) -> list[str]:
-    """What is left out on this machine, a line each."""
+    """Lines that name what was not compared on this machine."""
     lines = []
     for finding in findings:
         if not finding.fits:
@@ -83,8 +85,13 @@ def not_compared(findings: Iterable[Finding]) -> list[str]:
 
 
 def to_json(findings: Sequence[Finding], *, step: list[list[str]] | None, said: Sequence[str]) -> str:
-    """The check for a program: ``step`` is the table of `real_step`, ``said`` the lines below the findings; ``off`` is
-    null where a fault ended a comparison, or there was none."""
+    """Findings of a check as JSON.
+
+    Args:
+        findings: what was compared; ``off`` is null if a fault ended the comparison.
+        step: table of `real_step`, if there is one.
+        said: lines that the command prints below the findings.
+    """
     values = {
         "passed": all(finding.passed for finding in findings),
         "device": device_name(device()),
@@ -98,14 +105,14 @@ def to_json(findings: Sequence[Finding], *, step: list[list[str]] | None, said: 
 
 
 def real_step(recipe: Recipe) -> list[list[str]]:
-    """A table, header first: the memory of the run's largest step, and the time of its first. Nothing is kept.
+    """Measure the memory of a run's largest step and the time of its first step; return a table, header first.
 
     Raises:
-        MosloraError: it did not fit.
+        MosloraError: the step needs more memory than there is.
     """
     training = recipe.training
     on_gpu = gpus() > 0
-    inputs = gather_inputs(recipe)  # first, because it makes the rows
+    inputs = gather_inputs(recipe)  # first, because it prepares the rows
     run = outline(recipe)
     largest = run.share_of_a_step(1).of(training.micro_batch_tokens or default_micro_batch_tokens(on_gpu=on_gpu))
     needed = memory(run.model, recipe.model, largest, Devices(on_gpu), rank_budget=training.rank_budget is not None)

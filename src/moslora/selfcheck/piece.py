@@ -1,4 +1,4 @@
-"""A piece of the engine beside its plain formula, the random inputs of both, and how far the piece is off."""
+"""Comparison of a piece of the engine with its plain formula on random inputs."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -19,17 +19,17 @@ from moslora.processes.devices import is_out_of_memory
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 2.5e-3, torch.bfloat16: 2e-2}
 
 TIMES_PLAIN = 1.5
-"""How many times the rounding error of the plain formula, computed in the same dtype, is within a tolerance."""
+"""Tolerated multiple of the rounding error that the plain formula has in the same dtype."""
 
 FULL_FLOAT32 = "NVIDIA_TF32_OVERRIDE=0"
 """The setting under which a GPU multiplies float32 without rounding the factors to TF32."""
 
 LENGTHS = (20, 33, 9, 17, 5)
 CONTINUES = (None, None, 0, 0, 3)
-"""Tokens of each row on a CPU, and the row that it continues."""
+"""Number of tokens of each row on a CPU, and the row that each continues."""
 
 ON_GPU = 16
-"""There a row is so many times as long."""
+"""Factor of the rows' lengths on a GPU."""
 
 RANK = 16
 ALPHA = 4
@@ -37,8 +37,10 @@ ALPHA = 4
 
 @dataclass
 class Draw:
-    """Random inputs in the sizes of ``config``, rounded to ``rounded``: for the piece, the ``plain`` formula, or that
-    formula in float64 (``exact``), which gets the same numbers. Seeds torch."""
+    """Random inputs in the sizes of ``config``, rounded to the dtype ``rounded``; creating them seeds torch.
+
+    They are the same numbers for the piece, the ``plain`` formula, and that formula in float64 (``exact``).
+    """
 
     config: Any
     device: torch.device
@@ -56,24 +58,26 @@ class Draw:
         torch.manual_seed(self.seed)
 
     def random(self, shape: Sequence[int], *, size: float = 1.0) -> Tensor:
+        """Normal numbers of this shape and standard deviation."""
         return (size * torch.randn(shape, device=self.device)).to(self.rounded).to(self.dtype)
 
     def __call__(self, *shape: int) -> Tensor:
-        """An input that learns."""
+        """Random input of this shape, whose gradient is compared."""
         self.learned.append(self.random(shape).requires_grad_())
         return self.learned[-1]
 
     def weight(self, *shape: int) -> nn.Parameter:
-        """A frozen weight."""
+        """Random frozen weight of this shape."""
         return nn.Parameter(self.random(shape, size=shape[-1] ** -0.5), requires_grad=False)
 
     def linear(self, inputs: int, outputs: int) -> nn.Linear:
+        """Frozen linear layer, by torch if ``plain``."""
         layer = nn.Linear(inputs, outputs, bias=False, device="meta")
         layer.weight = self.weight(outputs, inputs)
         return layer if self.plain else FrozenLinear(layer)
 
     def adapt(self, model: nn.Module, targets: Sequence[str] | str, **mixer: Any) -> None:
-        """Adapters off their start, in float32."""
+        """Inject adapters with random float32 weights, whose gradients are compared."""
         inject(model, rank=RANK, alpha=ALPHA, mixer=mixer, target_modules=targets)
         for weight in model.parameters():
             if weight.requires_grad:
@@ -83,20 +87,20 @@ class Draw:
             layer.context.plain = self.plain
 
     def states(self) -> Tensor:
-        """Hidden states of all tokens, which learn."""
+        """Hidden states of all tokens, ``(tokens, hidden size)``, whose gradient is compared."""
         return self(self.tokens, self.config.hidden_size)
 
 
 @dataclass(frozen=True)
 class Piece:
-    """What is compared.
+    """Piece of the engine that is compared with its plain formula.
 
     Attributes:
-        part: its name among `moslora.kernels.plain.PIECES`, or the setting under which runs do without it.
-        compute: what is computed from the inputs, by the plain formula where they say so.
-        tolerances: the largest `moslora.selfcheck.piece.distance`, by dtype in which it is compared.
-        draws: how many random inputs are compared. Of several, the mean distance is compared with :data:`TIMES_PLAIN`
-            times that of the plain formula in the same dtype, if this is more than the tolerance.
+        part: its name in `moslora.kernels.plain.PIECES`, or the setting with which a run works without it.
+        compute: computes the results from the inputs; by the plain formula if ``Draw.plain``.
+        tolerances: dtype -> maximum :func:`distance`.
+        draws: number of random inputs. With several, the mean distance may also be :data:`TIMES_PLAIN` times that of
+            the plain formula in the same dtype.
     """
 
     name: str
@@ -107,20 +111,20 @@ class Piece:
 
 
 PLAIN_STEP = "model.engine=transformers"
-"""What does without a whole step of ours."""
+"""Setting with which transformers' modules compute the whole step."""
 
 TITLES = ["piece", "dtype", "off", "tolerance"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found of a piece in one dtype.
+    """Result of comparing a piece in one dtype.
 
     Attributes:
-        part: of `moslora.selfcheck.piece.Piece`.
-        off: the largest distance of a result or a gradient; infinite after a fault.
-        fault: what ended it, if anything did.
-        fits: whether the GPU's memory is enough for the comparison.
+        part: see :class:`Piece`.
+        off: largest distance of a result or a gradient; infinite after a fault.
+        fault: error that ended the comparison, if any.
+        fits: whether the GPU had enough memory for the comparison.
     """
 
     name: str
@@ -133,18 +137,21 @@ class Finding:
 
     @property
     def passed(self) -> bool:
+        """Whether the distance is within the tolerance, or could not be measured for lack of memory."""
         return self.off <= self.tolerance or not self.fits
 
     @property
     def row(self) -> list[str]:
-        """Its cells below :data:`TITLES`."""
+        """Cells of the finding's row in a table with the header :data:`TITLES`."""
         off = f"{self.off:.1e}" if self.fits else "–"
         return [self.name, self.dtype, off, f"{self.tolerance:.0e}"]
 
 
 def said_of(off: Sequence[Finding]) -> list[str]:
-    """A line for each finding that is ``off``, and the settings that do without them all. A step is off with any of its
-    pieces, and needs a setting of its own only without them."""
+    """Lines that name each failed finding, and the settings with which runs work without these pieces.
+
+    A step fails with any of its pieces, and needs a setting of its own only if no piece fails.
+    """
     lines = []
     for finding in off:
         fault = f": {finding.fault}" if finding.fault else ""
@@ -159,34 +166,36 @@ def said_of(off: Sequence[Finding]) -> list[str]:
 
 
 def measure(piece: Piece, config: Any, device: torch.device, dtype: torch.dtype) -> Finding:
-    """Compares ``piece`` with its formula in float64, over inputs that are those of ``dtype``."""
-    found = Finding(piece.name, piece.part, str(dtype).removeprefix("torch."), piece.tolerances[dtype])
+    """Compare ``piece`` with its formula in float64, on inputs that are rounded to ``dtype``."""
+    finding = Finding(piece.name, piece.part, str(dtype).removeprefix("torch."), piece.tolerances[dtype])
     draws = [Draw(config, device, dtype, seed=seed) for seed in range(piece.draws)]
     try:
-        found = replace(found, off=fmean(_off(piece, draw) for draw in draws))
-        if found.passed:
-            return found
+        finding = replace(finding, off=fmean(_off(piece, draw) for draw in draws))
+        if finding.passed:
+            return finding
         shared = TIMES_PLAIN * fmean(_off(piece, replace(draw, plain=True)) for draw in draws)
-    except Exception as error:  # of any kind: what a kernel raises on a device that nobody has tried
-        return replace(found, fault=first_line(error), fits=not is_out_of_memory(error))
+    except Exception as error:  # of any kind, because the device may be untested
+        return replace(finding, fault=first_line(error), fits=not is_out_of_memory(error))
     if piece.draws > 1:
-        return replace(found, tolerance=max(found.tolerance, shared))
-    if dtype == torch.float32 and found.off <= shared:
-        fault = "so is the plain formula, as this device rounds the factors of products (TF32)"
-        return replace(found, part=FULL_FLOAT32, fault=fault)
-    return found
+        return replace(finding, tolerance=max(finding.tolerance, shared))
+    if dtype == torch.float32 and finding.off <= shared:
+        fault = "the plain formula is off too, because this device rounds the factors of products (TF32)"
+        return replace(finding, part=FULL_FLOAT32, fault=fault)
+    return finding
 
 
 def _off(piece: Piece, draw: Draw) -> float:
-    """The largest distance of what is computed from ``draw``, and of its gradients, from those in float64."""
-    found = _results(piece, replace(draw))  # which seeds
+    """Largest distance of the piece's results and gradients from those of its formula in float64."""
+    computed = _results(piece, replace(draw))  # a new Draw, which seeds torch
     exact = _results(piece, replace(draw, plain=True, exact=True))
-    return max(map(distance, found, exact))
+    return max(map(distance, computed, exact))
 
 
 def distance(computed: Tensor, exact: Tensor) -> float:
-    """The largest ‖y' − y‖ of a row, over the root mean square of ‖y‖ of all rows: so one that is wrong does not hide
-    among many."""
+    """Largest ‖y' − y‖ of a row, divided by the root mean square of ‖y‖ over all rows; shapes ``(..., width)``.
+
+    The maximum finds a single wrong row among many.
+    """
     y = torch.atleast_1d(exact.detach().double())
     differences = (computed.detach().double() - y).norm(dim=-1)
     off = differences.max() / y.norm(dim=-1).square().mean().sqrt()
@@ -194,7 +203,7 @@ def distance(computed: Tensor, exact: Tensor) -> float:
 
 
 def _results(piece: Piece, draw: Draw) -> Sequence[Tensor]:
-    """What is computed, and the gradients of what learns."""
+    """Results of ``piece.compute``, and the gradients of ``draw.learned``."""
     outputs = piece.compute(draw)
     if not draw.learned:
         return outputs

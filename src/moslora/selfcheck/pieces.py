@@ -1,6 +1,6 @@
-"""The pieces of the engine, each beside its formula in a few lines, or beside torch's or transformers' function.
+"""Pieces of the engine, each with its formula in a few lines, or with torch's or transformers' function.
 
-Products with frozen weights in 4 and 8 bits are beside those with the weights written out.
+Products with frozen weights in 4 and 8 bits are compared with products by the decoded weights.
 """
 
 import math
@@ -23,12 +23,12 @@ from moslora.base.quantized import PACKED_ROWS, fix_layers
 from moslora.kernels import vocabulary
 from moslora.kernels.attention import attend, plain_attention
 from moslora.kernels.cache import CachedPass, KeyValueCache
-from moslora.kernels.dropout import Dropout, without
+from moslora.kernels.dropout import Dropout, zero_dropped
 from moslora.kernels.loss import log_probabilities, plain_log_probabilities, plain_loss, sum_of_losses
 from moslora.kernels.mlp import GatedMLP
 from moslora.kernels.norm import RMSNorm
 from moslora.kernels.recompute import project
-from moslora.kernels.rotary import Turned
+from moslora.kernels.rotary import RotaryEmbedding
 from moslora.kernels.rows import Rows, send
 from moslora.processes.devices import unused_memory
 from moslora.recipe import TrainingSection
@@ -36,31 +36,33 @@ from moslora.selfcheck.piece import PLAIN_STEP, RANK, TOLERANCES, Draw, Piece
 from moslora.training.optimizer import build_optimizer, update
 
 UNEVEN = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 4e-2}
-"""Tolerances of what a softmax weighs, where a row may be much smaller than a typical one."""
+"""Tolerances of results weighted by a softmax, whose rows differ much in size."""
 
 EPSILON = 1e-5
 DROPPED = 0.05
 DRAWN = (2**10, 2**10)
-"""Entries over which the share that is dropped is taken."""
+"""Shape of the tensor on which the share of dropped entries is measured."""
 
 BEGINNING, WRITTEN, PROMPT = 20, (14, 9, 11), 5
-"""Tokens that decoded rows begin with, those of each row behind them, and how many of these enter together."""
+"""Numbers of tokens of decoded rows: their common beginning, those of each row after it, and those that enter
+together."""
 
 WIDE, ODD_RANK = 14_336, 48
-"""Inputs of LLaMA-3-8B's widest layer, and a rank that is no power of two."""
+"""Number of inputs of LLaMA-3-8B's widest layer, and a rank that is no power of two."""
 
 UPDATES = 3
 VOCABULARY_ON_CPU = 9_000
-"""The most that is compared there: three pieces of a vocabulary, which are alike in a larger one."""
+"""Maximum vocabulary on a CPU: three pieces, which are similar in a larger one."""
 
 BYTES_OF_A_WEIGHT = 32
-"""Free memory for each weight of the output layer that is compared: it is drawn in float32, and exact in float64."""
+"""Free memory needed for each weight of the output layer, which is drawn in float32 and widened to float64."""
 
 PLAIN_POSITIONS = 128
-"""Positions whose logits the plain formula has at once."""
+"""Number of positions whose logits the plain formula computes at once."""
 
 
 def norm(draw: Draw) -> Sequence[Tensor]:
+    """RMSNorm and the product by an adapter that recomputes it."""
     x = draw.states()
     a = draw(RANK, draw.config.hidden_size)
     weight = draw.weight(draw.config.hidden_size)
@@ -71,18 +73,21 @@ def norm(draw: Draw) -> Sequence[Tensor]:
 
 
 def rope(draw: Draw) -> Sequence[Tensor]:
+    """q and k with rotary positions, beside transformers' function."""
     q = draw(1, draw.tokens, draw.config.num_attention_heads, draw.config.head_dim)
     k = draw(1, draw.tokens, draw.config.num_key_value_heads, draw.config.head_dim)
-    turn = LlamaRotaryEmbedding(LlamaConfig(head_dim=draw.config.head_dim)).to(draw.device)
-    cos, sin = turn(q, draw.rows.positions)
+    angles = LlamaRotaryEmbedding(LlamaConfig(head_dim=draw.config.head_dim)).to(draw.device)
+    cos, sin = angles(q, draw.rows.positions)
     if draw.plain:
         return apply_rotary_pos_emb(q, k, cos, sin, unsqueeze_dim=2)
-    turned: tuple[Tensor, Tensor] = Turned.apply(q.clone(), k.clone(), cos, sin)  # copies, which may be overwritten
+    turned: tuple[Tensor, Tensor] = RotaryEmbedding.apply(
+        q.clone(), k.clone(), cos, sin
+    )  # copies, which may be overwritten
     return turned
 
 
 def mlp(draw: Draw) -> Sequence[Tensor]:
-    """With an adapter that computes y again."""
+    """Gated MLP with an adapter of its down projection, which recomputes the activation."""
     sizes = (draw.config.hidden_size, draw.config.intermediate_size)
     x = draw.states()
     module = GatedMLP(draw.linear(*sizes), draw.linear(*sizes), draw.linear(*sizes[::-1]))
@@ -93,7 +98,7 @@ def mlp(draw: Draw) -> Sequence[Tensor]:
 
 
 def linear(draw: Draw) -> Sequence[Tensor]:
-    """After W has changed: a copy of it must have changed, too."""
+    """Frozen linear layer after its weight has changed, so that a stale packed copy is found."""
     x = draw.states()
     layer = draw.linear(draw.config.hidden_size, draw.config.intermediate_size)
     layer(x)
@@ -102,19 +107,18 @@ def linear(draw: Draw) -> Sequence[Tensor]:
 
 
 def attention(draw: Draw, *, window: int | None = None, continued: bool = True) -> Sequence[Tensor]:
-    """Of rows some of which continue others, or of rows alone, as training with dropout has them."""
+    """Attention of rows, some of which continue others, or none, as in training with dropout."""
     rows = draw.rows if continued else Rows(draw.rows.lengths, draw.device)
     key_heads = draw.config.num_key_value_heads
     counts = (draw.config.num_attention_heads, key_heads, key_heads)
-    # As projections make them:
     q, k, v = (draw(draw.tokens, heads, draw.config.head_dim).transpose(0, 1) for heads in counts)
     compute = plain_attention if draw.plain else attend
     return [compute(q, k, v, rows, draw.config.head_dim**-0.5, window)]
 
 
 def decoding(draw: Draw, *, window: int | None) -> Sequence[Tensor]:
-    """Attention of rows that are written behind a common beginning, two at a time: a row that ends leaves its place to
-    the next one."""
+    """Attention of rows that are generated after a common beginning, two at a time: the next row replaces one that
+    ends."""
     key_heads = draw.config.num_key_value_heads
     rows = Rows((BEGINNING, *WRITTEN), draw.device, (None, *[0] * len(WRITTEN)))
     counts = (draw.config.num_attention_heads, key_heads, key_heads)
@@ -127,14 +131,14 @@ def decoding(draw: Draw, *, window: int | None) -> Sequence[Tensor]:
     cache = KeyValueCache(draw.device)
 
     def compute(step: CachedPass, places: Sequence[int]) -> None:
-        those = send(places, draw.device)
-        new_q, new_k, new_v = (x.index_select(1, those) for x in (q, k, v))
-        out.index_copy_(0, those, step.attend(module, new_q, new_k, new_v, scaling, window))
+        tokens = send(places, draw.device)
+        new_q, new_k, new_v = (x.index_select(1, tokens) for x in (q, k, v))
+        out.index_copy_(0, tokens, step.attend(module, new_q, new_k, new_v, scaling, window))
 
     compute(cache.first_pass(BEGINNING), range(BEGINNING))
     cache.resize(2, max(WRITTEN))
     waiting = [deque(range(*bounds)) for bounds in rows.bounds[1:]]
-    writing: list[deque[int]] = []  # of each row the places of the tokens that are still to come
+    writing: list[deque[int]] = []  # places of the tokens to come, of each row
     while writing or waiting:
         entering = waiting[: 2 - len(writing)]
         del waiting[: len(entering)]
@@ -152,8 +156,10 @@ def decoding(draw: Draw, *, window: int | None) -> Sequence[Tensor]:
 
 
 def dropout(draw: Draw, *, rank: int = RANK, width: int | None = None) -> Sequence[Tensor]:
-    """The entries that a pass drops, its backward pass, and one that checkpointing repeats. Which entries a seed keeps
-    is computed here on the host."""
+    """Product with dropout under checkpointing: forward, backward and recomputed passes must drop the same entries.
+
+    The entries that a seed keeps are computed on the host.
+    """
     width = width or draw.config.hidden_size
     x = draw(draw.tokens, width)
     a = draw(rank, width)
@@ -165,15 +171,18 @@ def dropout(draw: Draw, *, rank: int = RANK, width: int | None = None) -> Sequen
         if drawn.dtype == torch.float64:
             kept = kept_by_philox(x.shape, *drawn.tolist()).to(draw.device)
         else:
-            kept = without(torch.ones_like(x), drawn)
+            kept = zero_dropped(torch.ones_like(x), drawn)
         return [F.linear(x * kept, a), x]
     dropped: tuple[Tensor, Tensor] = checkpoint(lambda x: project(x, a, layer.draw(x)), x, use_reentrant=False)
     return dropped
 
 
 def kept_by_philox(shape: Sequence[int], seed: float, p: float) -> Tensor:
-    """The entries that `moslora.kernels.dropped` keeps, as bool: word i mod 4 of Philox4x32-7 (Salmon, Moraes, Dror and
-    Shaw, SC 2011) at the counter i div 4, of rows that begin at a multiple of 4."""
+    """Mask of the entries that `moslora.kernels.dropped` keeps, bool of this shape.
+
+    Entry i has word i mod 4 of Philox4x32-7 (Salmon, Moraes, Dror and Shaw, SC 2011) at the counter i div 4; rows begin
+    at a multiple of 4.
+    """
     low = np.uint64(2**32 - 1)
     half = np.uint64(32)
     counters = np.arange(math.prod(shape[:-1]) * math.ceil(shape[-1] / 4), dtype=np.uint64)
@@ -190,14 +199,15 @@ def kept_by_philox(shape: Sequence[int], seed: float, p: float) -> Tensor:
 
 
 def dropped_share(draw: Draw) -> Sequence[Tensor]:
+    """Share of the entries that dropout drops."""
     ones = torch.ones(DRAWN, device=draw.device, dtype=draw.dtype)
     if draw.plain:
         return [ones[0, 0] * DROPPED]
-    return [1 - without(ones, Dropout(DROPPED).draw(ones)).double().mean()]
+    return [1 - zero_dropped(ones, Dropout(DROPPED).draw(ones)).double().mean()]
 
 
 def adapters(draw: Draw, *, kind: str) -> Sequence[Tensor]:
-    """Three layers that read the same x, folded together, beside each by itself."""
+    """Three layers that read the same x, folded together; the plain formula computes each by itself."""
     x = draw(1, draw.tokens, draw.config.hidden_size)
     keys = draw.config.head_dim * draw.config.num_key_value_heads
     outputs = {"q_proj": 2 * keys, "k_proj": keys, "v_proj": keys}
@@ -210,7 +220,7 @@ def adapters(draw: Draw, *, kind: str) -> Sequence[Tensor]:
 
 
 def loss(draw: Draw, *, learns: bool) -> Sequence[Tensor]:
-    """Over several pieces of the vocabulary on a CPU, and elsewhere several pieces of the positions."""
+    """Label loss (``learns``) or log-probabilities, over several pieces of the vocabulary or, on a GPU, positions."""
     width = draw.config.hidden_size
     tokens = min(draw.config.vocab_size, VOCABULARY_ON_CPU)
     count = draw.tokens
@@ -238,8 +248,10 @@ def loss(draw: Draw, *, learns: bool) -> Sequence[Tensor]:
 
 
 def optimizer(draw: Draw, *, scaled: bool) -> Sequence[Tensor]:
-    """How far a weight comes, with its gradient's norm clipped, beside torch's AdamW without a kernel of its own;
-    ``scaled``, through the scaler of float16, which skips a gradient that overflows."""
+    """Change of a weight by fused AdamW with clipped gradients; the plain formula is torch's AdamW that is not fused.
+
+    If ``scaled``, through the scaler of float16, which skips a gradient that overflows.
+    """
     weight, *gradients = (draw.weight(RANK, draw.config.hidden_size).data for _ in range(1 + UPDATES))
     learned = nn.Parameter(weight.clone())
     adamw = build_optimizer(nn.ParameterList([learned]), TrainingSection(learning_rate=0.1, weight_decay=0.1))
@@ -286,7 +298,10 @@ PIECES = (
 
 
 def product(draw: Draw, *, bits: int, recomputed: bool = False) -> Sequence[Tensor]:
-    """``recomputed`` below gradient checkpointing, with more rows than bitsandbytes multiplies by packed weights."""
+    """Product by a weight of bitsandbytes in 4 or 8 bits.
+
+    If ``recomputed``, under gradient checkpointing, with more rows than bitsandbytes multiplies by packed weights.
+    """
     import bitsandbytes
 
     library: Any = bitsandbytes.nn
@@ -309,7 +324,8 @@ def product(draw: Draw, *, bits: int, recomputed: bool = False) -> Sequence[Tens
 
 
 def _nf4(weight: Any) -> Tensor:
-    """W: for each entry the value of its code, times the scale of its block, which is a code itself."""
+    """Decoded NF4 weight ``(out_features, in_features)``: value of each entry's code, times the decoded scale of its
+    block."""
     state = weight.quant_state
     packed = weight.data.long()
     codes = torch.cat([packed >> 4, packed & 15], 1).view(-1, state.blocksize)
@@ -320,7 +336,7 @@ def _nf4(weight: Any) -> Tensor:
 
 
 def quantized_pieces() -> list[Piece]:
-    """Those of bitsandbytes, where it is installed; a GPU rounds the inputs of int8, too."""
+    """Pieces of bitsandbytes, if it is installed. A GPU also rounds the inputs of int8 products."""
     if find_spec("bitsandbytes") is None:
         return []
     setting = "model.quantization=null"

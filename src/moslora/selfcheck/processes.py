@@ -1,5 +1,8 @@
-"""A training step of two processes, with the base whole in each (``ddp``) and shared out (``fsdp``), against that of
-one: python -m moslora.selfcheck.processes FOLDER"""
+"""Training step of two processes, with a whole base in each (``ddp``) or a sharded base (``fsdp``), against one
+process.
+
+    python -m moslora.selfcheck.processes FOLDER    # what each of the two processes runs
+"""
 
 import sys
 import tempfile
@@ -27,13 +30,13 @@ from moslora.training.optimizer import build_optimizer
 from moslora.training.prepare import distribute
 
 STRATEGIES: dict[Strategy, str] = {"ddp": "--processes 1", "fsdp": "training.strategy=ddp"}
-"""And what does without each."""
+"""Strategy -> setting with which a run works without it."""
 
 TOLERANCE = 1e-3
 
 
 def two_processes() -> list[Finding]:
-    """In float32 on two GPUs, or on a CPU; nothing where there is one GPU."""
+    """Compare in float32 on two GPUs, or on a CPU; with a single GPU nothing is compared."""
     if gpus() == 1:
         return []
     fault = "the lines above say why"
@@ -54,8 +57,8 @@ def two_processes() -> list[Finding]:
 
 
 def main(folder: str) -> None:
-    """What each of the two processes does; the first writes down what was found."""
-    with redirect_stdout(sys.stderr):  # the standard output is the check's own
+    """Compare in this process, one of two; the first process writes the distances into ``folder``."""
+    with redirect_stdout(sys.stderr):  # the standard output belongs to the check
         take_gpu()
         with process_group({}, then="moslora check"):
             for strategy in STRATEGIES:
@@ -65,7 +68,7 @@ def main(folder: str) -> None:
 
 
 def _off(strategy: Strategy) -> float:
-    """How far the gradients of a step are from one process's."""
+    """Largest distance of the gradients of two processes' step from those of one process."""
     draw = Draw(None, device(), torch.float32)
     model = small_model(draw, SMALL_LLAMA)
     loss, _ = LabelLoss(model).train()(collate(ROWS, device=draw.device))

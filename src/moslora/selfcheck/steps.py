@@ -1,5 +1,4 @@
-"""Training steps of a small model with adapters, as our engine and the training loop compute them, beside the same by
-transformers' own modules."""
+"""Training steps of a small model with adapters by moslora's engine and loop, compared with transformers' modules."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -25,13 +24,13 @@ from moslora.training.objective import LabelLoss
 from moslora.training.optimizer import build_optimizer
 
 CHECKPOINTING = "model.gradient_checkpointing=false"
-"""What does without a layer's second forward pass."""
+"""Setting with which no layer is recomputed."""
 
 MICRO_BATCH_TOKENS = 16
-"""So few that a step, also of each of two processes, has several micro-batches."""
+"""Small enough for several micro-batches in a step, even for each of two processes."""
 
 STEP_DRAWS, LOOP_DRAWS = 8, 4
-"""Random models whose step is compared, and whose loop: rounding adds up in each differently."""
+"""Numbers of random models whose step and whose loop is compared, because rounding errors vary between models."""
 
 SMALL_LLAMA: PretrainedConfig = LlamaConfig(num_key_value_heads=8)
 TEXTS = [[1, 2, 3, *range(5, 9 + 2 * row)] for row in range(6)]
@@ -39,7 +38,7 @@ ROWS = [Encoded("", "", text, text, truncated=False) for text in TEXTS]
 
 
 def small_model(draw: Draw, config: PretrainedConfig) -> PreTrainedModel:
-    """A model with few, narrow layers and adapters off their start, of our modules or of transformers'."""
+    """Model with few, narrow layers and random adapters, of moslora's modules or, if ``draw.plain``, transformers'."""
     small = small_config(config, initializer_range=0.03)
     model: Any = AutoModelForCausalLM.from_config(small, attn_implementation="sdpa")
     model.to(draw.rounded).to(draw.device, draw.dtype)
@@ -52,7 +51,7 @@ def small_model(draw: Draw, config: PretrainedConfig) -> PreTrainedModel:
 
 
 def training_step(draw: Draw, *, config: PretrainedConfig, checkpointing: bool) -> Sequence[Tensor]:
-    """The loss, and the gradients of the factors."""
+    """Loss of a training step, and the gradients of the adapters' weights."""
     model = small_model(draw, config)
     if checkpointing and not draw.plain:
         recompute_layers(model.train())
@@ -65,8 +64,11 @@ def training_step(draw: Draw, *, config: PretrainedConfig, checkpointing: bool) 
 
 
 def training_loop(draw: Draw, *, config: PretrainedConfig) -> Sequence[Tensor]:
-    """The losses of some steps of the training loop, and how far they move the weights, beside the steps written out.
-    In float16 with the scaler."""
+    """Losses of some steps of the training loop, and the changes of the weights; the plain formula writes out the
+    steps.
+
+    In float16 the loop uses the scaler.
+    """
     model = small_model(draw, config)
     before = [weight.detach().clone() for weight in draw.learned]
     settings = TrainingSection(global_batch_size=4, epochs=None, max_steps=3, warmup_steps=0, eps=1e-3)
@@ -112,7 +114,7 @@ def training_loop(draw: Draw, *, config: PretrainedConfig) -> Sequence[Tensor]:
 
 
 def whole_pieces(config: PretrainedConfig) -> list[Piece]:
-    """Training steps of a small model of ``config``."""
+    """Pieces that are whole training steps of a small model of ``config``."""
     step = partial(training_step, config=config)
     return [
         Piece("a training step", PLAIN_STEP, partial(step, checkpointing=False), draws=STEP_DRAWS),

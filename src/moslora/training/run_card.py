@@ -54,7 +54,7 @@ def describe(
 def packages(recipe: Recipe) -> dict[str, str]:
     """The versions of the packages that compute, or would: Liger-Kernel is tried later, in all processes together."""
     found = identity.packages(*adapters_of(recipe).packages, quantized=recipe.model.quantization is not None)
-    if gpus() and liger.there():
+    if gpus() and liger.is_installed():
         name = packages_distributions()["liger_kernel"][0]  # or its nightly
         found[name] = version(name)
     return {"moslora": __version__, **found}
@@ -99,7 +99,7 @@ def kernels(model: PreTrainedModel, device: torch.device) -> dict[str, str | Non
     }
     if engine_of(model).pads:
         return {**dict.fromkeys(found, "transformers'"), "common beginning of rows": "in each row"}
-    by_liger = liger.takes(torch.empty(0, device=device, dtype=model.dtype))
+    by_liger = liger.supports(torch.empty(0, device=device, dtype=model.dtype))
     of_attention = set()
     for module in model.modules():
         for name in ("head_dim", "head_size"):

@@ -1,4 +1,4 @@
-"""The mixers: every method is ΔW = s · B · M · A, and only M differs."""
+"""Mixers: every method is ΔW = s · B · M · A, and only M differs."""
 
 from collections.abc import Mapping, Sequence
 from inspect import signature
@@ -52,11 +52,11 @@ def build_mixer(
     """Build the mixer of ``options``.
 
     Args:
-        options: its kind, a key of :data:`MIXERS`, and what else there is, of `moslora.mixer_options`.
+        options: options of the mixer, from `moslora.mixer_options`; ``kind`` is a key of :data:`MIXERS`.
         rank: columns of M.
-        rank_out: rows of M, if they are not as many.
-        in_features: of the layer, for a router that reads its input.
-        tasks: names, for a gate that routes by the task.
+        rank_out: rows of M, for a rectangular mixer; ``rank`` if ``None``.
+        in_features: number of the layer's inputs, for a router.
+        tasks: names of the tasks, for a gate that routes by task.
     """
     mixer = MIXERS[options.kind]
     given: dict[str, Any] = {"rank_out": rank_out, "in_features": in_features, "tasks": tasks}

@@ -10,7 +10,8 @@ from moslora.mixer_options import ButterflyOptions, HadamardOptions, IdentityOpt
 class IdentityMixer(Mixer):
     """M = I: plain LoRA (arXiv 2106.09685).
 
-    A mixture of LoRA experts without its gate is the same: with A = [A₁; …; Aₖ] and B = [B₁ | … | Bₖ], Σᵢ Bᵢ Aᵢ = B A.
+    A mixture of LoRA experts without a gate is also plain LoRA: with A = [A₁; …; Aₖ] and B = [B₁ | … | Bₖ], Σᵢ Bᵢ Aᵢ =
+    B A.
     """
 
     options_type: type[Options] = IdentityOptions
@@ -39,12 +40,12 @@ class InputSplitMixer(IdentityMixer):
         return self.rank_in, in_features // slices
 
     def fold(self, lora_a: Tensor, lora_b: Tensor) -> tuple[Tensor, Tensor]:
-        """The whole A, shape ``(r, in_features)``, with zeros off the diagonal blocks."""
+        """A ``(r, in_features)`` with zeros outside the diagonal blocks, and B."""
         return torch.block_diag(*lora_a.chunk(self.options.blocks)), lora_b
 
 
 class ButterflyMixer(Mixer):
-    """M = 1ₖₖ ⊗ I: combines every expert's A with every expert's B (two-subspace mixing for k = 2).
+    """M = 1ₖₖ ⊗ I: every expert's A is combined with every expert's B (two-subspace mixing for k = 2).
 
     With A = [A₁; …; Aₖ] and B = [B₁ | … | Bₖ] the product is (B₁ + … + Bₖ)(A₁ + … + Aₖ), so the update has
     rank r/k, and training equals that of LoRA of rank r/k at k times the learning rate (same s).
@@ -64,7 +65,7 @@ class ButterflyMixer(Mixer):
         return in_blocks(ones, self.rank_in) * self.gain
 
     def fold(self, lora_a: Tensor, lora_b: Tensor) -> tuple[Tensor, Tensor]:
-        """(A₁ + … + Aₖ, B₁ + … + Bₖ) of rank r/k; the gain goes into A."""
+        """Pair (A₁ + … + Aₖ, B₁ + … + Bₖ) of rank r/k, with the gain in A."""
         a = lora_a.unflatten(0, (self.options.blocks, -1)).sum(0) * self.gain
         return a, lora_b.unflatten(1, (self.options.blocks, -1)).sum(1)
 

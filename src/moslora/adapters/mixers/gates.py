@@ -19,14 +19,14 @@ from moslora.mixer_options import GateInsideOptions, GateOptions, TaskGateOption
 
 
 class Gate(Mixer):
-    """The base of all gates: k experts of rank r/k. ``context`` describes the batch."""
+    """Base class of gates over k experts of rank r/k. ``context`` describes the batch."""
 
     def __init__(self, options: GateOptions, *, rank: int) -> None:
         super().__init__(options, rank=rank)
         self.experts = options.experts
 
     def _blocks(self, h: Tensor) -> Tensor:
-        """``(..., r)`` to ``(..., k, r/k)``."""
+        """h ``(..., r)`` as one block for each expert, ``(..., k, r/k)``."""
         return h.unflatten(-1, (self.experts, -1))
 
 
@@ -52,7 +52,7 @@ class TokenGateMixer(Gate):
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
         p = _softmax(F.linear(x, self.weight.to(x.dtype)))  # (..., k)
         gates = p
-        if self.top_k is not None:  # zeros but for the largest, which sum to one
+        if self.top_k is not None:  # the largest, scaled to sum to one, and zeros
             values, places = p.topk(self.top_k, dim=-1)
             gates = torch.zeros_like(p).scatter(-1, places, values / values.sum(-1, keepdim=True))
         if self.training and self.balance:
@@ -76,7 +76,7 @@ class TokenGateMixer(Gate):
         kaiming(self.weight, generator)
 
     def _imbalance(self, p: Tensor, gates: Tensor) -> Tensor:
-        """From ``(..., k)`` to a scalar, without padding."""
+        """Imbalance of the experts, a scalar, without padding; ``p`` and ``gates`` are ``(..., k)``."""
         mean = self._mean(p)
         if self.top_k is None:
             return mean.var() / mean.mean().square()
@@ -84,7 +84,10 @@ class TokenGateMixer(Gate):
         return self.experts * (share * mean).sum()
 
     def _mean(self, of_tokens: Tensor) -> Tensor:
-        """From ``(..., k)`` to ``(k,)``. Filled, not indexed, which would wait for the device to count the tokens."""
+        """Mean over the tokens that are not padding, from ``(..., k)`` to ``(k,)``.
+
+        Padding is zeroed rather than indexed, which would wait for the device to count the tokens.
+        """
         rows = of_tokens.reshape(-1, self.experts)
         if self.context.tokens is None:
             return rows.mean(0)
@@ -130,7 +133,7 @@ class TaskGateMixer(Gate):
     Shapes: ``embedding`` is ``(tasks + 1, embedding_size)``, ``weight`` G ``(experts, embedding_size)``.
 
     Args:
-        tasks: their names; task i has number i; all other rows share the number after the last.
+        tasks: names of the tasks; task i has number i, and rows without a task have the number after the last.
     """
 
     options_type = TaskGateOptions
@@ -160,7 +163,7 @@ class TaskGateMixer(Gate):
         kaiming(self.weight, generator)
 
     def _gates(self) -> Tensor:
-        """``(batch or 1, k)``, or ``(batch, length, k)``."""
+        """Gates of the batch's tasks, ``(batch or 1, k)`` or ``(batch, length, k)``."""
         tasks = self.context.tasks
         if tasks is None:
             raise NotMergeable("a task gate: M depends on the task, and none was named")
@@ -171,5 +174,5 @@ class TaskGateMixer(Gate):
 
 
 def _softmax(logits: Tensor) -> Tensor:
-    """Over the last dimension, in float32 or wider."""
+    """Softmax over the last dimension, in float32 or wider."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1)

@@ -1,4 +1,4 @@
-"""Mixers that are one learned matrix, the same for every input."""
+"""Mixers with one learned matrix for all inputs."""
 
 from collections.abc import Callable
 
@@ -21,19 +21,19 @@ DRAWS: dict[DenseInit, Callable[[Tensor, torch.Generator | None], Tensor]] = {
 
 
 class DenseMixer(Mixer):
-    """M dense, square or rectangular: MoSLoRA (arXiv 2406.11909); starting at zero, FLoRA's 2-D core (2405.14739);
-    starting near zero between frozen singular vectors, LoRA-XS (2405.17604).
+    """Dense M, square or rectangular: MoSLoRA (arXiv 2406.11909); FLoRA's 2-D core (2405.14739) if it starts at zero;
+    LoRA-XS (2405.17604) if it starts near zero between frozen singular vectors.
 
     The starting values and their gain E‖Mh‖²/‖h‖²: ``kaiming`` U(±1/√rank_in), as released, 1/3;
     ``orthogonal`` and ``identity`` 1; ``xavier`` about 1; ``normal`` N(0, 1) rank_out; ``zeros`` 0; ``near-zero``
     N(0, 1e-5²) rank_out · 1e-10.
 
-    A ``frozen`` M keeps its first value; a ``folded`` one is multiplied into ``lora_a``, which continues as LoRA: two
-    controls that show what learning adds.
+    A ``frozen`` M keeps its first value. A ``folded`` M is multiplied into ``lora_a``, and training continues as LoRA.
+    Both are controls that show the effect of learning M.
 
     Args:
         rank: rank_in.
-        rank_out: rows of M; ``None`` for a square one.
+        rank_out: rows of M; ``None`` for a square M.
     """
 
     options_type = DenseOptions
@@ -66,7 +66,7 @@ class DiagonalMixer(Mixer):
     stay, and zeroes the others; the scale stays α/r with the r at the start (the released code divides by r + 1e-5, a
     relative 6e-7 at r = 16).
 
-    ``orthogonality`` is γ; 0 for none.
+    The option ``orthogonality`` is γ; 0 means no penalty.
     """
 
     options_type = DiagonalOptions
