@@ -98,5 +98,4 @@ def test_it_is_tried_on_the_gpu_before_it_is_used(works, monkeypatch):
         return DEVICE
 
     monkeypatch.setattr(liger, "device", device)
-    monkeypatch.setattr(liger, "_refuse_broken_gpu", lambda fault: None)
     assert liger.fault.__wrapped__() == (None if works else "Failed to find C compiler")

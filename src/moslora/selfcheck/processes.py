@@ -11,23 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 from moslora.choices import Strategy
-from moslora.data.prepared import RowTable
 from moslora.data.steps import collate, label_count
 from moslora.errors import MosloraError
 from moslora.process_rank import is_main_process
 from moslora.processes.devices import device, gpus
 from moslora.processes.group import process_group, take_gpu
 from moslora.processes.launch import launch
-from moslora.recipe import TrainingSection
 from moslora.selfcheck.piece import Draw, Finding, distance
-from moslora.selfcheck.steps import MICRO_BATCH_TOKENS, ROWS, SMALL_LLAMA, small_model
-from moslora.training.loop import TrainState, accumulate
+from moslora.selfcheck.steps import ROWS, SMALL_LLAMA, small_model, train_state
+from moslora.training.loop import accumulate
 from moslora.training.objective import LabelLoss
-from moslora.training.optimizer import build_optimizer
-from moslora.training.prepare import distribute
 
 STRATEGIES: dict[Strategy, str] = {"ddp": "--processes 1", "fsdp": "training.strategy=ddp"}
 """Strategy -> setting with which a run works without it."""
@@ -73,19 +68,7 @@ def _off(strategy: Strategy) -> float:
     model = small_model(draw, SMALL_LLAMA)
     loss, _ = LabelLoss(model).train()(collate(ROWS, device=draw.device))
     expected = torch.autograd.grad(loss / label_count(ROWS), draw.learned)
-    accelerator = Accelerator(mixed_precision="no", cpu=draw.device.type == "cpu")
-    state = TrainState(
-        accelerator=accelerator,
-        settings=TrainingSection(),
-        model=model,
-        objective=distribute(LabelLoss(model), accelerator, strategy).train(),
-        optimizer=build_optimizer(model, TrainingSection()),
-        scaler=torch.amp.GradScaler(draw.device.type, enabled=False),
-        rows=RowTable.of(ROWS),
-        plan=None,  # type: ignore[arg-type]  # it cuts epochs into steps, and this is one
-        micro_batch_tokens=MICRO_BATCH_TOKENS,
-    )
-    accumulate(state, ROWS)
+    accumulate(train_state(draw, model, strategy), ROWS)
     gradients: Any = [weight.grad for weight in draw.learned]
     return max(map(distance, gradients, expected))
 

@@ -14,6 +14,7 @@ from moslora.base.engines import Own, Transformers, engine_of
 from moslora.base.load import recompute_layers
 from moslora.base.own_engine import use_own_modules
 from moslora.base.twin import small_config
+from moslora.choices import Strategy
 from moslora.data.encode import Encoded
 from moslora.data.prepared import RowTable
 from moslora.data.steps import StepPlan, collate, label_count
@@ -22,6 +23,7 @@ from moslora.selfcheck.piece import PLAIN_STEP, Draw, Piece
 from moslora.training.loop import TrainState, train
 from moslora.training.objective import LabelLoss
 from moslora.training.optimizer import build_optimizer
+from moslora.training.prepare import distribute
 
 CHECKPOINTING = "model.gradient_checkpointing=false"
 """Setting with which no layer is recomputed."""
@@ -35,6 +37,7 @@ STEP_DRAWS, LOOP_DRAWS = 8, 4
 SMALL_LLAMA: PretrainedConfig = LlamaConfig(num_key_value_heads=8)
 TEXTS = [[1, 2, 3, *range(5, 9 + 2 * row)] for row in range(6)]
 ROWS = [Encoded("", "", text, text, truncated=False) for text in TEXTS]
+SETTINGS = TrainingSection(global_batch_size=4, epochs=None, max_steps=3, warmup_steps=0, eps=1e-3)
 
 
 def small_model(draw: Draw, config: PretrainedConfig) -> PreTrainedModel:
@@ -63,6 +66,22 @@ def training_step(draw: Draw, *, config: PretrainedConfig, checkpointing: bool) 
     return [loss.detach(), *gradients]
 
 
+def train_state(draw: Draw, model: PreTrainedModel, strategy: Strategy = "ddp") -> TrainState:
+    """State of a training of ``model`` on :data:`ROWS`; in float16 with a scaler."""
+    accelerator = Accelerator(mixed_precision="no", cpu=draw.device.type == "cpu")
+    return TrainState(
+        accelerator=accelerator,
+        settings=SETTINGS,
+        model=model,
+        objective=distribute(LabelLoss(model), accelerator, strategy).train(),
+        optimizer=build_optimizer(model, SETTINGS),
+        scaler=torch.amp.GradScaler(draw.device.type, init_scale=2**10, enabled=draw.dtype == torch.float16),
+        rows=RowTable.of(ROWS),
+        plan=StepPlan(SETTINGS, rows=len(ROWS), seed=0),
+        micro_batch_tokens=MICRO_BATCH_TOKENS,
+    )
+
+
 def training_loop(draw: Draw, *, config: PretrainedConfig) -> Sequence[Tensor]:
     """Losses of some steps of the training loop, and the changes of the weights; the plain formula writes out the
     steps.
@@ -71,11 +90,10 @@ def training_loop(draw: Draw, *, config: PretrainedConfig) -> Sequence[Tensor]:
     """
     model = small_model(draw, config)
     before = [weight.detach().clone() for weight in draw.learned]
-    settings = TrainingSection(global_batch_size=4, epochs=None, max_steps=3, warmup_steps=0, eps=1e-3)
-    plan = StepPlan(settings, rows=len(ROWS), seed=0)
-    adamw = build_optimizer(model, settings)
     losses: list[Tensor] = []
     if draw.plain:
+        settings = SETTINGS
+        plan = StepPlan(settings, rows=len(ROWS), seed=0)
         adamw = torch.optim.AdamW(draw.learned, settings.learning_rate, settings.betas, settings.eps, weight_decay=0)
         for step in range(len(plan)):
             rows = [ROWS[row] for row in plan[step]]
@@ -88,20 +106,8 @@ def training_loop(draw: Draw, *, config: PretrainedConfig) -> Sequence[Tensor]:
             adamw.step()
             adamw.zero_grad()
     else:
-        accelerator = Accelerator(mixed_precision="no", cpu=draw.device.type == "cpu")
-        state = TrainState(
-            accelerator=accelerator,
-            settings=settings,
-            model=model,
-            objective=LabelLoss(model),
-            optimizer=adamw,
-            scaler=torch.amp.GradScaler(draw.device.type, init_scale=2**10, enabled=draw.dtype == torch.float16),
-            rows=RowTable.of(ROWS),
-            plan=plan,
-            micro_batch_tokens=MICRO_BATCH_TOKENS,
-        )
         train(
-            state,
+            train_state(draw, model),
             first_step=0,
             report=lambda _, *, loss, **others: losses.append(torch.tensor(loss)),
             checkpoint=lambda _: None,
