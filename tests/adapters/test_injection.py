@@ -35,30 +35,20 @@ REFUSED: list[tuple[dict[str, object], str]] = [
     ({"target_modules": ["q_proj", "qq_proj"]}, "qq_proj; this model has down_proj, gate_proj, k_proj, lm_head"),
     ({"target_modules": r".*\.nothing"}, "nothing.*this model has down_proj"),
     ({"target_modules": []}, "target_modules = "),
-    ({"target_modules": 3}, "target_modules = 3"),
     ({"rank": "16", "rank_out": -2, "alpha": float("nan")}, "(?s)rank = '16'.*rank_out = -2.*alpha = nan"),
-    ({"rank": True, "dropout": 1}, "(?s)rank = True.*dropout = 1"),
     ({"trains": "A", "scaling": "rs", "start": None}, "(?s)'rs'.*start = None.*'A'"),
     ({"mixer": "dense"}, "mixer = 'dense'.*{'kind': 'dense'}"),
     ({"mixer": {"kind": "denes"}}, "'denes'.*must be one of identity"),
     ({"mixer": {"kind": "dense", "train": "frozn"}}, "train = 'frozn'.*frozen"),
     ({"mixer": {"kind": "dense", "inits": "zeros"}}, "inits"),
-    ({"mixer": {"kind": "butterfly", "blocks": 3}}, "rank = 4.*blocks = 3"),
-    ({"mixer": {"kind": "identity"}, "rank_out": 2}, "rank_out"),
-    ({"mixer": {"kind": "token-gate", "top_k": 1}}, "top_k"),
     ({"mixer": {"kind": "gate-inside"}, "dora": True}, "dora: DoRA"),
-    ({"mixer": {"kind": "dense", "init": "zeros", "train": "frozen"}}, "init: a frozen mixer"),
     ({"trains": "mixer"}, "trains: .*M must start at zero"),
-    ({"mixer": {"kind": "diagonal"}, "trains": "b"}, "trains: M keeps its initial value"),
-    ({"start": "pissa", "mixer": {"kind": "butterfly"}}, "start: a PiSSA start inverts M"),
-    ({"start": "pissa", "mixer": {"kind": "task-gate"}}, "start: a PiSSA start inverts M"),
     ({"start": "pissa", "rank": 49, "mixer": {"kind": "identity"}}, "rank 49 exceeds the sides of a 48 × 48 weight"),
-    ({"start": "svd"}, "start: .*M must start at zero"),
 ]
 
 
 @pytest.mark.parametrize(("options", "said"), REFUSED, ids=str)
-def test_what_does_not_fit_is_named_and_changes_nothing(options, said):
+def test_refused_options_are_named_and_change_nothing(options, said):
     """Some would otherwise be another method: a `scaling` that is not `lora` is α/√r."""
     model = tiny_llama()
     with pytest.raises(ValueError, match=said):
@@ -100,7 +90,7 @@ def test_adapters_are_float32_whatever_the_default(kind):
     assert {value.dtype for value in adapter_state_dict(net).values()} == {torch.float32}
 
 
-def test_one_seed_draws_one_a_whatever_the_mixer():
+def test_a_depends_on_the_seed_and_not_on_the_mixer():
     """Controls share A: all kinds but those whose method prescribes another draw or another shape. Another seed or
     layer has another."""
 
@@ -166,13 +156,13 @@ def test_loading_is_strict_and_lists_every_fault():
     assert not any(True for _ in named_adapters(untouched))
 
 
-def test_rows_share_their_beginning_only_where_neither_chance_nor_a_gate_parts_them():
+def test_beginnings_are_shared_without_dropout_and_gates():
     models = [adapted_llama(DENSE), adapted_llama(DENSE, dropout=0.1), adapted_llama({"kind": "token-gate"})]
     for training, expected in ((True, [True, False, False]), (False, [True, True, False])):
         assert [shares_beginnings(model, training=training) for model in models] == expected
 
 
-def test_what_describes_a_batch_reaches_every_layer_of_a_model_and_of_no_other():
+def test_describe_batch_reaches_all_layers_of_one_model():
     """A copy computes for another task; neither is in what is saved."""
     mixer = {"kind": "task-gate", "tasks": ["one", "two"]}
     model = adapted_llama(mixer, target_modules=PROJECTIONS, moved=0.3).eval()

@@ -80,7 +80,7 @@ def test_an_update_that_cancels_the_weight_stays_finite(dtype):
         assert value.isfinite().all()
 
 
-def test_a_row_of_zeros_stays_one():
+def test_zero_row_stays_zero():
     """Pruned and padded models have them: m = 0 over a length of 0."""
     layer = layer_of({"kind": "dense"}, bias=False)
     layer.base.weight.data[2] = 0

@@ -65,7 +65,7 @@ def gradients(model, ids, *, at_once, checkpointing=False):
 
 
 @pytest.mark.parametrize(("kind", "mixer", "options"), CASES)
-def test_values_and_gradients_are_those_of_each_layer_by_itself(kind, mixer, options):
+def test_folded_layers_equal_single_layers(kind, mixer, options):
     """In float64; with gradient checkpointing, which comes to the layers again in the backward pass, too."""
     settings = {"rank": 8, "alpha": 8, "target_modules": PROJECTIONS} | options
     model = adapted_llama({"kind": kind, **mixer}, **settings).double()
@@ -79,7 +79,7 @@ def test_values_and_gradients_are_those_of_each_layer_by_itself(kind, mixer, opt
 
 
 @pytest.mark.parametrize("kernel", ["by places", "by mask"])
-def test_layers_that_read_the_same_drop_the_same(kernel, monkeypatch):
+def test_layers_with_the_same_input_share_dropout(kernel, monkeypatch):
     """y = W x + s B M A x̃ with one draw x̃ for q, k and v, and another where v is given another x; gradients by
     autograd through this."""
     monkeypatch.setattr(Dropout, "kernel", lambda *_: kernel)

@@ -153,18 +153,18 @@ def check(build, kind, part, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("kind", "part"), CASES)
-def test_every_part_learns_is_kept_and_is_asked_for(kind, part, dtype):
+def test_every_part_learns_is_saved_and_is_required(kind, part, dtype):
     check(float_net(dtype), kind, part, dtype)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize(("kind", "part"), [(kind, part) for kind, part in CASES if "pissa" not in part])
-def test_also_over_a_quantised_base(kind, part, bits):
+def test_every_part_over_a_quantised_base(kind, part, bits):
     check(lambda: packed_net(bits), kind, part, torch.float32)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_no_principal_part_leaves_a_quantised_base(bits):
+def test_pissa_refuses_a_quantised_base(bits):
     state = adapter_state_dict(adapt(float_net(torch.float32)(), "dense-orthogonal", "pissa"))
     for given in (None, state):
         with pytest.raises(ValueError, match="needs the base's weight, which is quantised here"):
@@ -183,14 +183,6 @@ def test_dora_over_a_quantised_base_is_dora_of_its_float_weight(bits, tolerance)
         perturb(learned_parts(model).values(), size=0.1)
     x = torch.randn(20, 64)
     assert ((net(x) - plain(x)).norm() / plain(x).norm()).item() < tolerance
-
-
-def test_without_a_float_weight_dora_says_so():
-    """Packed numbers are no lengths: the caller has to name the weight."""
-    options = {"rank": 8, "alpha": 8, "mixer": {"kind": "dense"}, "target_modules": ["0"], "dora": True}
-    for bits in (4, 8):
-        with pytest.raises(ValueError, match="weight_of"):
-            inject(packed_net(bits), **options)
 
 
 @pytest.mark.parametrize(

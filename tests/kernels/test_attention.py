@@ -36,7 +36,7 @@ def hidden(model, embedded, **keywords):
 @pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize("kernel", [GROUPED, UNPADDED, PADDED])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_rows_end_to_end_are_a_padded_batch_in_values_and_gradients(monkeypatch, name, kernel, own):
+def test_rows_equal_a_padded_batch(monkeypatch, name, kernel, own):
     """With the attention module of transformers and with ours."""
     monkeypatch.setattr(attention, "kernel", lambda *_: kernel)
     model = model_of(name)
@@ -64,7 +64,7 @@ def test_rows_end_to_end_are_a_padded_batch_in_values_and_gradients(monkeypatch,
 @pytest.mark.parametrize("continues", [(), (None, 0, 1, 0, None), (None, None, 1, 1, 0), (None, 0, 0, 0, 0)])
 @pytest.mark.parametrize("window", [None, 4])
 @pytest.mark.parametrize(("padding", "most"), [(rows_module.PADDING, rows_module.SCORES), (20, 999), (0, 1)])
-def test_every_way_of_computing_it_is_the_formula(monkeypatch, padding, most, window, continues):
+def test_every_kernel_equals_the_formula(monkeypatch, padding, most, window, continues):
     monkeypatch.setattr(rows_module, "PADDING", padding)
     monkeypatch.setattr(rows_module, "SCORES", most)
     torch.manual_seed(1)
@@ -86,7 +86,7 @@ def test_every_way_of_computing_it_is_the_formula(monkeypatch, padding, most, wi
 
 @pytest.mark.parametrize("kernel", [PADDED, UNPADDED])
 @pytest.mark.parametrize("window", [None, 4])
-def test_gradients_on_a_gpu_are_those_on_a_cpu(window, kernel):
+def test_gpu_gradients_equal_cpu_gradients(window, kernel):
     """Also of keys that several rows share."""
     torch.manual_seed(3)
     heads = [torch.randn(n, sum(LENGTHS), 8, dtype=torch.float64, requires_grad=True) for n in (4, 2, 2)]
@@ -99,7 +99,7 @@ def test_gradients_on_a_gpu_are_those_on_a_cpu(window, kernel):
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
-def test_flash_attention_is_of_16_bits_and_of_the_gpus_that_have_it(monkeypatch):
+def test_flash_attention_is_chosen_in_16_bits(monkeypatch):
     gpu, half = torch.device("cuda"), torch.bfloat16
     for has in (True, False):
         monkeypatch.setattr(attention, "has_flash_attention", lambda _, has=has: has)
@@ -110,7 +110,7 @@ def test_flash_attention_is_of_16_bits_and_of_the_gpus_that_have_it(monkeypatch)
 
 @pytest.mark.parametrize("continues", [(), (None, 0, 0), (None, 0, 1), (None, None, 0)])
 @pytest.mark.parametrize("window", [None, 3])
-def test_the_gradient_written_out_is_that_of_finite_differences(window, continues):
+def test_gradcheck(window, continues):
     torch.manual_seed(2)
     rows = Rows((4, 5, 1), torch.device("cpu"), continues)
     heads = [torch.randn(1, n, 10, 3, dtype=torch.float64, requires_grad=True) for n in (4, 2, 2)]
@@ -118,7 +118,7 @@ def test_the_gradient_written_out_is_that_of_finite_differences(window, continue
     assert torch.autograd.gradcheck(lambda *qkv: attend_in_rows(torch.nn.Module(), *qkv, None, **options)[0], heads)
 
 
-def test_what_texts_begin_with_is_laid_once():
+def test_common_beginning_is_stored_once():
     tokens, rows, places = concatenate(
         [[[7, 8, 1, 2, 3], [7, 8], [7, 8, 4]], [[9, 9]], [[5], [6]]], torch.device("cpu")
     )
@@ -132,7 +132,7 @@ def test_what_texts_begin_with_is_laid_once():
     ("padding", "most", "groups"),
     [(0, 999, [1, 1, 1, 1, 1]), (26, 999, [2, 1, 1, 1]), (999, 432, [3, 2]), (999, 100, [2, 1, 2])],
 )
-def test_neighbours_are_a_group_where_padding_and_scores_are_few(monkeypatch, padding, most, groups):
+def test_grouping_limits_padding_and_scores(monkeypatch, padding, most, groups):
     monkeypatch.setattr(rows_module, "PADDING", padding)
     monkeypatch.setattr(rows_module, "SCORES", most)
     assert [group.shape[0] for group in Rows(LENGTHS, torch.device("cpu")).groups()] == groups

@@ -85,7 +85,7 @@ class World:
 @pytest.mark.parametrize("beginning", BEGINNINGS)
 @pytest.mark.parametrize("window", [None, 4])
 @pytest.mark.parametrize("kernel", [GROUPED, PADDED, UNPADDED])
-def test_rows_enter_are_continued_and_leave_and_see_what_the_formula_says(monkeypatch, kernel, window, beginning):
+def test_entering_and_leaving_rows_equal_the_formula(monkeypatch, kernel, window, beginning):
     monkeypatch.setattr(attention, "kernel", lambda *_: kernel)
     world = World(beginning, window)
     world.cache.resize(rows=3, room=12)
@@ -103,7 +103,7 @@ def test_rows_enter_are_continued_and_leave_and_see_what_the_formula_says(monkey
 
 
 @pytest.mark.parametrize("beginning", BEGINNINGS)
-def test_a_pass_is_filled_up_on_a_cpu_and_what_fills_it_is_not_kept(beginning):
+def test_filler_tokens_are_not_cached(beginning):
     world = World(beginning, None)
     world.cache.resize(rows=4, room=600)
     world.step(3)
@@ -112,7 +112,7 @@ def test_a_pass_is_filled_up_on_a_cpu_and_what_fills_it_is_not_kept(beginning):
     world.step(7)
 
 
-def test_what_is_no_number_in_one_row_reaches_no_other():
+def test_nan_in_one_row_reaches_no_other():
     """Not those beside it, and not the one that takes its place, where its weights are 0."""
     world = World(0, None)
     world.cache.resize(rows=3, room=10)

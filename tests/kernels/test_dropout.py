@@ -15,7 +15,7 @@ def dropped(dropout, x):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("p", [0.05, 0.5])
-def test_entries_are_dropped_or_scaled_and_so_is_their_gradient(dtype, p):
+def test_entries_and_gradients_are_dropped_or_scaled(dtype, p):
     torch.manual_seed(3)
     x = torch.ones(301, 333, dtype=dtype, requires_grad=True)
     out = dropped(Dropout(p), x)
@@ -27,7 +27,7 @@ def test_entries_are_dropped_or_scaled_and_so_is_their_gradient(dtype, p):
     assert abs(float(kept.double().mean()) - (1 - p)) < 5 * (p * (1 - p) / n) ** 0.5
 
 
-def test_the_draw_follows_from_the_seed_and_evaluation_drops_nothing():
+def test_seed_decides_the_draw():
     dropout = Dropout(0.3)
     x = torch.randn(64, 65).bfloat16()
     draws = []
@@ -46,7 +46,7 @@ def test_neighbours_are_dropped_independently():
         assert abs(float(both) - 0.25) < 5 * (0.25 * 0.75 / len(kept)) ** 0.5
 
 
-def test_as_many_are_dropped_as_of_independent_entries():
+def test_number_of_dropped_entries_is_binomial():
     """Binomial: of n entries n p on average, with variance n p (1 − p)."""
     torch.manual_seed(5)
     n = 400
@@ -61,7 +61,7 @@ def test_as_many_are_dropped_as_of_independent_entries():
 
 @pytest.mark.parametrize("kernel", ["by places", "by mask"])
 @pytest.mark.parametrize("again", [True, False])
-def test_the_projection_is_the_product_with_what_dropout_leaves(kernel, again, monkeypatch):
+def test_projection_is_dropout_then_product(kernel, again, monkeypatch):
     """Two adapters read one x, which is kept or computed again, and so does another product."""
     monkeypatch.setattr(Dropout, "kernel", lambda *_: kernel)
     torch.manual_seed(6)
@@ -105,7 +105,7 @@ def test_an_adapter_in_training_is_the_formula(kind):
     torch.testing.assert_close(layer(x), expected, rtol=1e-10, atol=1e-10)
 
 
-def test_what_is_computed_again_is_neither_kept_nor_left_behind():
+def test_recomputed_activation_is_not_saved():
     """As often as there are backward passes, not readers."""
     calls = []
 

@@ -53,14 +53,14 @@ def same(compute: Callable[..., list[Tensor]], leaves: list[Tensor], rounding: f
 
 
 @pytest.mark.parametrize("dtype", ROUNDING)
-def test_it_turns(dtype):
+def test_rope_equals_the_formula(dtype):
     """In place: q and k are made first, as layers make them."""
     q, k, cos, sin = parts(dtype)
     same(lambda q, k: [*RotaryEmbedding.apply(q * 1, k * 1, cos.to(q), sin.to(q))], [q, k], ROUNDING[dtype])
 
 
 @pytest.mark.parametrize("dtype", ROUNDING)
-def test_it_gates(dtype):
+def test_swiglu_equals_the_formula(dtype):
     """With an adapter's input that is computed again before its parts are overwritten."""
     torch.manual_seed(1)
     weights = [torch.randn(shape, dtype=torch.float64) / 4 for shape in ((24, 16), (24, 16), (16, 24))]
@@ -77,7 +77,7 @@ def test_it_gates(dtype):
     same(compute, [leaf.to(dtype) for leaf in leaves], ROUNDING[dtype])
 
 
-def test_what_is_overwritten_is_not_read_again():
+def test_second_backward_pass_is_refused():
     gate, up = (torch.randn(3, 8, device=DEVICE, requires_grad=True) for _ in range(2))
     mlp = GatedMLP(nn.Identity(), nn.Identity(), nn.Identity())
     mlp.gate_proj.forward, mlp.up_proj.forward = (lambda _: gate * 1), (lambda _: up * 1)
@@ -88,7 +88,7 @@ def test_what_is_overwritten_is_not_read_again():
 
 
 @pytest.mark.parametrize("works", [True, False])
-def test_it_is_tried_on_the_gpu_before_it_is_used(works, monkeypatch):
+def test_kernels_are_tried_before_use(works, monkeypatch):
     monkeypatch.setattr(liger, "gpus", lambda: 1)
     monkeypatch.setattr(liger, "wait_for", lambda device: None)
 

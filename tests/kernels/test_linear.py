@@ -24,7 +24,7 @@ def layers(dtype, *, bias=True):
 @pytest.mark.parametrize(
     ("dtype", "rounding"), [(torch.float64, 0), (torch.float32, 1e-6), (torch.bfloat16, 0), (torch.float16, 0)]
 )
-def test_values_and_gradients_are_theirs(dtype, rounding, shape, bias):
+def test_values_and_gradients_equal_torch(dtype, rounding, shape, bias):
     ours, theirs = layers(dtype, bias=bias)
     x = torch.randn(shape).to(dtype)
     weights = torch.randn((*shape[:-1], 40)).to(dtype)
@@ -38,7 +38,7 @@ def test_values_and_gradients_are_theirs(dtype, rounding, shape, bias):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_many_rows_are_as_exact_whatever_the_processor_multiplies(dtype):
+def test_many_rows_are_exact_on_every_processor(dtype):
     """Against float64, rounded: the sums are of float32, on processors that convert as on those that do not."""
     ours, theirs = layers(dtype)
     x = torch.randn(200, 24).to(dtype)
@@ -82,7 +82,7 @@ def test_a_weight_that_learns_has_its_gradient():
     torch.testing.assert_close(ours.weight.grad, theirs.weight.grad)
 
 
-def test_a_model_keeps_its_weights_and_their_names_and_computes_the_same():
+def test_exchanged_model_keeps_weights_and_results():
     """All that is exchanged: two MLPs, five norms and the linear layers; a second time nothing changes."""
     model = tiny_llama().requires_grad_(False)
     ids = token_batch(model)

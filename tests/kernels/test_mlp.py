@@ -15,7 +15,7 @@ SHAPES |= {"num_attention_heads": 2, "num_key_value_heads": 2}
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("targets", [["down_proj"], ["up_proj", "gate_proj"], "all-linear"], ids=str)
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3"])
-def test_values_and_gradients_are_theirs(kind, targets, checkpointing):
+def test_values_and_gradients_equal_transformers(kind, targets, checkpointing):
     """In float64, with perturbed adapters."""
     results = []
     for lean in (True, False):
@@ -37,7 +37,7 @@ def test_values_and_gradients_are_theirs(kind, targets, checkpointing):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
-def test_the_gradient_is_that_of_finite_differences():
+def test_gradcheck():
     layers = (torch.nn.Linear(4, 6), torch.nn.Linear(4, 6), torch.nn.Linear(6, 4))
     mlp = GatedMLP(*layers).double()
     assert torch.autograd.gradcheck(mlp, torch.randn(3, 4, dtype=torch.float64, requires_grad=True))

@@ -23,7 +23,7 @@ def parts(dtype):
     ("dtype", "rounding"),
     [(torch.float64, 1e-15), (torch.float32, 1e-6), (torch.bfloat16, 2**-7), (torch.float16, 2**-10)],
 )
-def test_it_turns_as_transformers_does_up_to_rounding(dtype, rounding):
+def test_rotation_equals_transformers(dtype, rounding):
     """Values and gradients; no farther from float64 than theirs of this dtype."""
     q, k, cos, sin = parts(dtype)
     weights = [torch.randn_like(q), torch.randn_like(k)]
@@ -43,7 +43,7 @@ def test_it_turns_as_transformers_does_up_to_rounding(dtype, rounding):
         assert (mine - true).norm() <= (other - true).norm() + 1e-6
 
 
-def test_its_gradient_is_that_of_finite_differences():
+def test_gradcheck():
     q, k, cos, sin = parts(torch.float64)
     assert torch.autograd.gradcheck(
         lambda *x: RotaryEmbedding.apply(*x, cos, sin), (q.requires_grad_(), k.requires_grad_())

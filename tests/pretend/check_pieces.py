@@ -108,7 +108,7 @@ def test_ligers_kernels_are_tried_in_inference_too(monkeypatch, renamed):
 
 
 @pytest.mark.parametrize("name", BY_NAME)
-def test_all_are_equal(name):
+def test_pieces_equal_their_formulas(name):
     piece = BY_NAME[name]
     with watch() as seen:
         for dtype in piece.tolerances:

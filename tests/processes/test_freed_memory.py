@@ -24,7 +24,7 @@ print(pages() - before)
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
-def test_memory_that_is_freed_is_taken_again_without_the_system():
+def test_freed_memory_is_reused():
     """4,096 pages of 4 kB a time, unless thresholds in the environment, which stay, say otherwise."""
 
     def found(**environment):

@@ -60,7 +60,7 @@ def on_two_nodes(tmp_path, *commands, **other):
 
 
 @pytest.mark.slow
-def test_a_node_without_the_checkpoint_with_other_rows_and_packages_is_refused_and_named(recipe, world, tmp_path):
+def test_node_with_other_facts_is_refused(recipe, world, tmp_path):
     source = f"data.source={world / 'data'}"
     (tmp_path / "node0").mkdir()
     run = tmp_path / "node0" / "run"
@@ -85,7 +85,7 @@ def test_a_node_without_the_checkpoint_with_other_rows_and_packages_is_refused_a
 
 
 @pytest.mark.slow
-def test_a_fault_of_one_node_alone_is_reported_once_with_its_rank_and_ends_all(world, tmp_path):
+def test_fault_of_one_node_is_reported_once(world, tmp_path):
     """The fault waits for the other, which still encodes, and is the other's end, too."""
     (code, told), (other, silent) = on_two_nodes(
         tmp_path, ("train", world / "recipe.yaml", "--out", "run"), ("train", "here.yaml", "--out", "run")
@@ -96,7 +96,7 @@ def test_a_fault_of_one_node_alone_is_reported_once_with_its_rank_and_ends_all(w
 
 
 @pytest.mark.slow
-def test_a_fault_in_a_step_of_one_node_is_reported_once_with_its_rank_and_ends_all(world, tmp_path):
+def test_fault_in_a_step_is_reported_once(world, tmp_path):
     command = ("train", world / "recipe.yaml", "--out", tmp_path / "run")
     (code, told), (other, silent) = on_two_nodes(tmp_path, command, command, FULL="1")
     assert code == other == 1
@@ -213,7 +213,7 @@ def meeting(monkeypatch, *, here, address):
         monkeypatch.setenv(name, value)
 
 
-def test_the_interface_is_that_of_the_route_to_the_others(monkeypatch):
+def test_interface_is_that_of_the_route(monkeypatch):
     """Whatever this machine's name stands for; on the one at MASTER_ADDR the default route's, if others come."""
     for here, address, expected in (
         (2, "127.0.1.1", LOOPBACK),

@@ -31,7 +31,7 @@ CHANGES = (
 
 
 @pytest.mark.slow
-def test_every_launcher_trains_the_same_also_after_a_rank_was_killed(recipe, world, tmp_path):
+def test_launchers_train_the_same(recipe, world, tmp_path):
     """torchrun, `accelerate launch` and the plain command, which starts again after a kill: the same bits. One process,
     also from the middle on: the same up to the order of float32 sums."""
     command = ("train", world / "recipe.yaml", *CHANGES)
@@ -69,7 +69,7 @@ def test_every_launcher_trains_the_same_also_after_a_rank_was_killed(recipe, wor
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-def test_one_process_per_gpu_unless_a_launcher_or_the_user_says_otherwise(monkeypatch):
+def test_number_of_processes_to_start(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_CPU"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -92,18 +92,13 @@ def test_one_process_per_gpu_unless_a_launcher_or_the_user_says_otherwise(monkey
     ("cores", "said", "rows", "processes", "threads"),
     [
         (2, None, 1, 1, 2),
-        (2, None, 16, 2, 1),
         (8, None, 16, 4, 2),
         (8, None, 3, 3, 2),
         (8, "1", 16, 1, 1),
-        (8, "6", 16, 4, 1),
         (2, "2,1", 16, 2, 1),
-        (2, "", 16, 2, 1),
     ],
 )
-def test_workers_have_a_row_each_and_share_the_cores_that_the_user_gives(
-    monkeypatch, cores, said, rows, processes, threads
-):
+def test_workers_share_rows_and_cores(monkeypatch, cores, said, rows, processes, threads):
     """As experiments, the quickstart and a reproduction start them; OMP_NUM_THREADS is for all together."""
     started = {}
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
@@ -123,12 +118,10 @@ def test_workers_have_a_row_each_and_share_the_cores_that_the_user_gives(
     [
         ("gpu[03-07,12]", "8(x2)", "gpu03", "8"),
         ("gpu3,gpu4", "2,1", "gpu3", "1"),
-        ("gpu[3-6]", "8(x3),4", "gpu3", "4"),
-        ("gpu-a-[1,3]", "4(x2)", "gpu-a-1", "4"),
-        ("gpu7", "2", "gpu7", "2"),
+        ("gpu-a-[3-6]", "8(x3),4", "gpu-a-3", "4"),
     ],
 )
-def test_srun_says_who_a_process_is(nodes, tasks, address, here):
+def test_srun_variables_become_torchs(nodes, tasks, address, here):
     step = {
         "SLURM_STEP_NUM_TASKS": "16",
         "SLURM_PROCID": "9",
@@ -209,7 +202,7 @@ def test_nothing_starts_again_without_a_new_checkpoint(tmp_path):
         ([-signal.SIGBUS, None], ("rank 0", "SIGBUS", "--shm-size")),
     ],
 )
-def test_what_ended_a_process_is_named_before_what_ended_those_that_lost_it(monkeypatch, codes, named):
+def test_first_cause_is_named(monkeypatch, codes, named):
     """NCCL aborts these."""
     monkeypatch.setattr("moslora.processes.launch._run", lambda *_: (codes, False))
     with pytest.raises(Interrupted, match=in_order(*named, "the end")):

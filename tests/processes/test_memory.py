@@ -9,7 +9,6 @@ import torch
 from moslora.processes import devices
 
 CASES: dict[str, tuple[dict[str, str], int | None]] = {
-    "version 2, of a container": ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": "8000\n"}, 8_000),
     "version 2, of a job around the step": (
         {
             "proc/self/cgroup": "0::/system.slice/job_7/step_0\n",
@@ -35,13 +34,12 @@ CASES: dict[str, tuple[dict[str, str], int | None]] = {
         {"proc/self/cgroup": "4:memory:/docker/7\n", "sys/fs/cgroup/memory/memory.limit_in_bytes": "5000\n"},
         5_000,
     ),
-    "without a limit": ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": "max\n"}, None),
     "without control groups": ({}, None),
 }
 
 
 @pytest.mark.parametrize(("files", "limit"), CASES.values(), ids=CASES)
-def test_a_limit_below_the_machines_memory_counts(tmp_path, monkeypatch, files, limit):
+def test_memory_limit_of_control_groups(tmp_path, monkeypatch, files, limit):
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)

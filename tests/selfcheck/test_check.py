@@ -41,12 +41,12 @@ def in_a_moment(monkeypatch):
 
 
 @pytest.fixture
-def leaving_out(monkeypatch):
-    def leave_out(part):
+def disable(monkeypatch):
+    def disabling(part):
         monkeypatch.setenv("MOSLORA_PLAIN", part)
         disabled_kernels.cache_clear()
 
-    yield leave_out
+    yield disabling
     disabled_kernels.cache_clear()
 
 
@@ -70,7 +70,7 @@ def off(part):
     return measure.Finding("a piece", part, "float32", 1e-4)
 
 
-def test_the_settings_do_without_all_that_is_off():
+def test_settings_cover_all_failed_pieces():
     """A step has its own where no piece is off."""
     assert measure.said_of([off(STEP.part)])[-1].endswith(": model.engine=transformers")
     several = [off(STEP.part), off("norm"), off("model.quantization=null"), off("loss"), off("norm")]
@@ -89,7 +89,7 @@ def test_every_piece_has_a_fault():
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_is_named_with_what_does_without_it(monkeypatch, capsys, name):
+def test_fault_is_named_with_its_setting(monkeypatch, capsys, name):
     fault = planted(name, monkeypatch)
     sound = "RoPE" if fault.part != "rope" else "linear"
     only(monkeypatch, sound, fault.piece)
@@ -102,31 +102,31 @@ def test_a_fault_is_named_with_what_does_without_it(monkeypatch, capsys, name):
 
 
 @pytest.mark.parametrize("name", [name for name, fault in FAULTS.items() if fault.in_step])
-def test_a_step_without_the_piece_is_transformers_own(monkeypatch, leaving_out, name):
+def test_a_step_without_the_piece_is_transformers_own(monkeypatch, disable, name):
     """Its loss and the gradients of all factors."""
     fault = planted(name, monkeypatch)
     assert off_in(STEP)
-    leaving_out(fault.part)
+    disable(fault.part)
     assert not off_in(STEP)
 
 
 @pytest.mark.parametrize("name", ["linear, stale", "dropout, share", "loss, stale"])
-def test_a_piece_that_is_left_out_is_the_plain_formula(monkeypatch, leaving_out, name):
+def test_disabled_piece_is_the_plain_formula(monkeypatch, disable, name):
     fault = planted(name, monkeypatch)
     (piece,) = (piece for piece in pieces.PIECES if piece.name == fault.piece)
     assert off_in(piece)
-    leaving_out(fault.part)
+    disable(fault.part)
     assert not off_in(piece)
 
 
-def test_the_optimizer_without_its_kernel_is_torchs(leaving_out, recipe):
-    leaving_out("optimizer")
+def test_the_optimizer_without_its_kernel_is_torchs(disable, recipe):
+    disable("optimizer")
     adamw = build_optimizer(torch.nn.Linear(2, 2), recipe().training)
     assert not any(group["fused"] for group in adamw.param_groups)
 
 
-def test_all_pieces_can_be_left_out(capsys, leaving_out):
-    leaving_out(",".join(PIECES))
+def test_all_pieces_can_be_disabled(capsys, disable):
+    disable(",".join(PIECES))
     code, out, _ = run(capsys, "check")
     assert code == 0 and says(out, STEP.name, "left out", *sorted(PIECES))
     assert not any(f"\n{piece.name} " in out for piece in pieces.PIECES if piece.part in PIECES)
@@ -184,15 +184,15 @@ def test_rounded_factors_are_no_fault_of_a_piece(monkeypatch, rounded_factors):
     assert measure.measure(piece, LlamaConfig(**SMALL), CPU, torch.float32).part == "linear"
 
 
-def test_an_unknown_piece_is_refused_with_the_nearest(capsys, leaving_out):
+def test_an_unknown_piece_is_refused_with_the_nearest(capsys, disable):
     for text, fix in (("atention", "attention"), ("norm,xyz", "rope")):
-        leaving_out(text)
+        disable(text)
         code, _, err = run(capsys, "recipes")
         assert code == 2 and says(err, "MOSLORA_PLAIN", text.rpartition(",")[2], fix)
 
 
-def test_the_card_names_what_was_left_out(leaving_out, recipe, tmp_path):
-    leaving_out(" loss,attention,norm ")
+def test_run_card_names_disabled_kernels(disable, recipe, tmp_path):
+    disable(" loss,attention,norm ")
     train_recipe(recipe("training.epochs=null", "training.max_steps=4"), out=tmp_path / "run")
     kernels = json.loads((tmp_path / "run" / "run.json").read_text())["kernels"]
     assert kernels["MOSLORA_PLAIN"] == "attention,loss,norm"

@@ -60,7 +60,7 @@ def is_off(name, dtype=torch.float16):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 @pytest.mark.parametrize("name", BY_NAME)
-def test_all_are_equal(name, dtype):
+def test_pieces_equal_their_formulas(name, dtype):
     assert not is_off(name, dtype)
 
 
