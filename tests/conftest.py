@@ -20,7 +20,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def own_rows(tmp_path_factory):
     """The user's cache, but for the prepared rows: those of the tests would take their place."""
     users, own = home(), tmp_path_factory.mktemp("home")
-    for name in ("data", "models", "tests", "wheels"):
+    for name in ("data", "llama.cpp", "models", "tests", "wheels"):
         (users / name).mkdir(parents=True, exist_ok=True)
         (own / name).symlink_to(users / name)
     with pytest.MonkeyPatch.context() as patch:

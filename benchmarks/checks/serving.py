@@ -108,18 +108,16 @@ def converted(run: Path, llama: Path, llama_cpp: Any) -> list[Form]:
     python = sys.executable
     moslora = [python, "-m", "moslora"]
     to_gguf = llama / "source" / "convert_hf_to_gguf.py"
-    lora_to_gguf = llama / "source" / "convert_lora_to_gguf.py"
     base = locate(open_adapter(run / "adapter").recipe.model.name)
     merged = WORK / "merged-F16.gguf"
     plain = WORK / "base-F16.gguf"
-    adapter = WORK / "adapter.gguf"
-    for name in ("merged", "peft"):
+    adapter = WORK / "gguf" / "adapter.gguf"
+    for name in ("merged", "gguf"):
         shutil.rmtree(WORK / name, ignore_errors=True)
     run_command(*moslora, "merge", run, "--dtype", "float32", "--out", WORK / "merged")
     run_command(python, to_gguf, WORK / "merged", "--outtype", "f16", "--outfile", merged)
-    run_command(*moslora, "export", run, "--format", "peft", "--out", WORK / "peft")
+    run_command(*moslora, "export", run, "--format", "gguf", "--llama-cpp", llama / "source", "--out", WORK / "gguf")
     run_command(python, to_gguf, base, "--outtype", "f16", "--outfile", plain)
-    run_command(python, lora_to_gguf, WORK / "peft", "--base", base, "--outfile", adapter)
     forms = [
         Form("merged, F16", merged),
         Form("base in F16, adapter", plain, adapter),

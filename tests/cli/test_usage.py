@@ -27,7 +27,7 @@ TYPED = {
     "eval --base=yes": ("--base", "not take a value"),
     "eval --processes 0": ("--processes", "1"),
     "compare a --margin x": ("--margin", "number"),
-    "export a --format gguf": ("--format", "gguf", "'peft'", "--help"),
+    "export a --format onnx": ("--format", "onnx", "'peft', 'gguf'", "--help"),
     "train --lr=1e-4 a.yaml": ("--lr", "training.learning_rate=1e-4"),
     "runs pyproject.toml": ("pyproject.toml", "folder"),
     "--versio": ("--versio", "--version"),

@@ -1,4 +1,4 @@
-"""The exported adapter in stock PEFT and transformers."""
+"""The exported adapter in stock PEFT and transformers, and as llama.cpp's converter writes it."""
 
 import json
 from importlib.util import find_spec
@@ -6,12 +6,14 @@ from importlib.util import find_spec
 import peft
 import pytest
 import torch
+from gguf import GGUFReader
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from benchmarks.checks import serving
 from card_kit import Card
 from cli_kit import run as cli
-from message_kit import in_order
+from message_kit import in_order, says
 from moslora.adapters import describe_task
 from moslora.base.load import load_base
 from moslora.convert.export import export_peft
@@ -26,11 +28,7 @@ MIXERS = {
     "dense": (["adapter.mixer.init=orthogonal"], 4),
     "butterfly": (["adapter.mixer.kind=butterfly"], 2),
     "rectangular": (["adapter.rank_out=6"], 6),
-    "hadamard": (["adapter.mixer.kind=hadamard"], 4),
-    "kronecker": (["adapter.mixer.kind=kronecker"], 4),
-    "input-split": (["adapter.mixer.kind=input-split"], 4),
     "diagonal": (["adapter.mixer.kind=diagonal", "training.rank_budget.target_rank=2"], 4),
-    "rslora": (["adapter.scaling=rslora", "adapter.alpha=4"], 4),
     "pissa": (["adapter.start=pissa", "adapter.mixer.init=orthogonal"], 8),
     "svd": (["adapter.start=svd", "adapter.trains=mixer", "adapter.mixer.init=near-zero"], 4),
     "b-alone": (["adapter.trains=b", "adapter.mixer.kind=identity"], 4),
@@ -132,3 +130,32 @@ def test_layers_that_share_a_name_with_others_are_named_in_full(recipe, tmp_path
     model = peft.PeftModel.from_pretrained(base, tmp_path / "peft")
     found = [name for name, module in model.named_modules() if isinstance(module, peft.tuners.lora.Linear)]
     assert found == ["base_model.model.model.layers.1.self_attn.q_proj"]
+
+
+@pytest.mark.slow
+def test_llama_cpps_converter_writes_the_folded_weights(recipe, tmp_path, capsys):
+    converters = serving.unpacked() / "source"
+    run = tmp_path / "run"
+    train_recipe(recipe("training.epochs=1", "adapter.rank_out=6"), out=run)
+    assert cli(capsys, "export", run, "--format", "gguf", "--llama-cpp", converters)[0] == 0
+    written = GGUFReader(run / "gguf" / "adapter.gguf")
+    tensors = {tensor.name: torch.from_numpy(tensor.data.copy()) for tensor in written.tensors}
+    config = json.loads((run / "gguf" / "adapter_config.json").read_text())
+    assert written.fields["adapter.lora.alpha"].contents() == config["lora_alpha"]
+    expected = load_file(run / "gguf" / "adapter_model.safetensors")
+    assert len(tensors) == len(expected)
+    for part in ("a", "b"):
+        weight = expected[f"base_model.model.model.layers.1.mlp.down_proj.lora_{part.upper()}.weight"]
+        assert torch.equal(tensors[f"blk.1.ffn_down.weight.lora_{part}"], weight)
+
+
+def test_a_converter_that_is_missing_or_fails_leaves_nothing(trained, tmp_path, capsys, monkeypatch):
+    script = tmp_path / "convert_lora_to_gguf.py"
+    monkeypatch.setenv("LLAMA_CPP", str(tmp_path))
+    command = ("export", trained, "--format", "gguf", "--out", tmp_path / "gguf")
+    code, _, err = cli(capsys, *command)
+    assert code == 2 and says(err, script.name, tmp_path, "git clone", "--llama-cpp")
+    script.write_text("raise NotImplementedError('no such model')", encoding="utf-8")
+    code, _, err = cli(capsys, *command)
+    assert code == 1 and says(err, script, "no such model")
+    assert not (tmp_path / "gguf").exists()

@@ -63,6 +63,7 @@ STRENGTH = _examples(
 EXPORT = _examples(
     "moslora export runs/mine",
     "moslora export runs/mine --for vllm --out adapter",
+    "moslora export runs/mine --format gguf --llama-cpp ~/llama.cpp",
 )
 IMPORT = _examples("moslora import outputs/lora --base HuggingFaceTB/SmolLM2-135M --out runs/new")
 VERIFY = _examples(

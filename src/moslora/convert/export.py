@@ -1,8 +1,11 @@
-"""Adapters as plain LoRA pairs, and written in PEFT's format."""
+"""Adapters as plain LoRA pairs, written in PEFT's format or as GGUF for llama.cpp."""
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from safetensors.torch import save_file
@@ -19,27 +22,27 @@ from moslora.convert.card import PEFT_CONFIG, public_name, write_card
 from moslora.convert.vllm_names import name_for_vllm, patterns_of
 from moslora.errors import MosloraError, UsageError, some
 from moslora.files import new_folder, write_json
-from moslora.recipe import PeftSection
+from moslora.recipe import ModelSection, PeftSection
 from moslora.runs.adapted_model import load_without_base
 from moslora.runs.adapter_folder import AdapterFolder, open_adapter
 from moslora.runs.evaluation_defaults import write_evaluation_defaults
 from moslora.runs.origin import write_origin
 
 PREFIX = "base_model.model."
-"""How PEFT's name of a weight begins, before the layer's."""
+"""Beginning of PEFT's name of a weight, before the name of the layer."""
 
 LOST_BY_PEFT = (
     *("afmoe", "dots1", "ernie4_5_moe", "exaone_moe", "glm4_moe", "glm4_moe_lite", "hunyuan_v1_moe", "laguna"),
     "solar_open",
 )
-"""Families with experts in which PEFT 0.21 takes an adapter of a plain MLP for one of the experts, and loads none."""
+"""Model types with experts in which PEFT 0.21 mistakes adapters of a plain MLP for those of experts and loads none."""
 
 OF_EXPERTS = ("gate_proj", "up_proj", "down_proj")
-"""The layers of an expert, and of a plain MLP, by the last component of their names."""
+"""Last components of the names of an MLP's layers, be it an expert or a plain MLP."""
 
 
 def refuse_unfoldable(folder: AdapterFolder, task: str | None) -> None:
-    """Refuses an adapter without a single ΔW. A task gate has one for each ``task`` that it was trained on."""
+    """Refuse an adapter without a single ΔW. A task gate has one for each ``task`` that it was trained on."""
     section = folder.recipe.adapter
     if task is not None:
         if not section.gated_by_task:
@@ -54,7 +57,7 @@ def refuse_unfoldable(folder: AdapterFolder, task: str | None) -> None:
 
 
 def lora_pairs(model: PreTrainedModel, name: str) -> dict[str, LoraPair]:
-    """The folded adapters of ``model`` by layer; ``name`` is what an error calls them."""
+    """Fold the adapters of ``model``, by layer. ``name`` names the adapter in an error."""
     if not has_learned(model):
         raise MosloraError(f"{name}: has learned nothing yet, ΔW = 0 in every layer; choose a later checkpoint")
     return {layer_name: fold(layer) for layer_name, layer in named_adapters(model)}
@@ -66,14 +69,16 @@ def export_peft(
     out: Path,
     task: str | None = None,
     for_vllm: bool = False,
+    converter: Path | None = None,
     trust_remote_code: bool = False,
 ) -> Path:
-    """Writes the adapter as a plain LoRA in PEFT's format, with the mixer folded in: B · (M · A) is the same ΔW. One of
-    PEFT's methods is written as PEFT writes it.
+    """Write the adapter as a plain LoRA in PEFT's format, with the mixer folded in: B · (M · A) is the same ΔW.
 
     The rank is M's rank_out, r/k for a butterfly, 2r for a PiSSA start (whose part of the base is subtracted again),
     and ``lora_alpha`` is set so that lora_alpha / r stays the scale s. DoRA's magnitudes are written as PEFT has them.
+    An adapter of a PEFT method is written as PEFT writes it.
     ``task`` fixes a task gate. ``for_vllm``: the modules have names that vLLM knows, and PEFT may not.
+    ``converter`` is llama.cpp's script, which writes ``adapter.gguf`` beside the weights.
     """
     folder = open_adapter(adapter, trust_remote_code=trust_remote_code)
     refuse_unfoldable(folder, task)
@@ -100,6 +105,8 @@ def export_peft(
         save_file(tensors, scratch / "adapter_model.safetensors", metadata={"format": "pt"})
         listed = {key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()}
         write_json(scratch / PEFT_CONFIG, listed)
+        if converter is not None:
+            _write_gguf(scratch, recipe.model, converter)
         write_evaluation_defaults(scratch, recipe, dtype=recipe.model.dtype, task=task)
         origin = folder.origin_for(base if base == BUILTIN else public_name(base))
         write_origin(scratch, origin)
@@ -111,14 +118,26 @@ def export_peft(
     return out
 
 
+def _write_gguf(folder: Path, section: ModelSection, converter: Path) -> None:
+    """Have llama.cpp's ``converter`` write the adapter in ``folder`` as GGUF, by the base's configuration."""
+    with TemporaryDirectory() as base:
+        read_config(section).save_pretrained(base)
+        options = ["--base", base, "--outfile", str(folder / "adapter.gguf")]
+        command = [sys.executable, str(converter), str(folder), *options]
+        ran = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
+    if ran.returncode != 0:
+        reason = ran.stderr.strip().rpartition("\n")[2] or f"exit code {ran.returncode}"
+        raise MosloraError(f"{converter}: {reason}; nothing was written")
+
+
 def _for_vllm(key: str, patterns: Sequence[str]) -> str:
-    """PEFT's name of a weight, with the name that vLLM has for its layer."""
+    """PEFT's name of a weight with vLLM's name of its layer."""
     layer, mark, kind = key.removeprefix(PREFIX).partition(".lora_")
     return f"{PREFIX}{name_for_vllm(layer, patterns)}{mark}{kind}"
 
 
 def _as_lora(folder: AdapterFolder, *, dropout: float, task: str | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights and settings of an adapter of ours, as PEFT's LoRA."""
+    """Weights and settings of PEFT's LoRA for an adapter of A, M and B."""
     model = load_without_base(folder, task=task)
     pairs = lora_pairs(model, str(folder.path))
     lost = [name for name in pairs if name.rpartition(".")[2] in OF_EXPERTS]
@@ -130,8 +149,8 @@ def _as_lora(folder: AdapterFolder, *, dropout: float, task: str | None) -> tupl
         tensors[f"{PREFIX}{name}.lora_B.weight"] = pair.b.contiguous()
         if pair.magnitude is not None:
             tensors[f"{PREFIX}{name}.lora_magnitude_vector"] = pair.magnitude.contiguous()
-    rank = len(pair.a)  # of the last layer, as of all
-    # The last components of the adapted layers' names; the whole names where other layers share a component.
+    rank = len(pair.a)  # the same in all layers
+    # Last components of the adapted layers' names, or whole names if other layers share a component.
     components = sorted({name.rpartition(".")[2] for name in pairs})
     alike = [name for name, _ in model.named_modules() if name.rpartition(".")[2] in components]
     settings = {
