@@ -192,16 +192,3 @@ def test_a_base_asked_other_questions_of_a_set_is_not_beside_the_adapter(trained
     export_peft(run / "adapter", out=tmp_path / "peft")
     (scores,) = Card(tmp_path / "peft").scores
     assert scores.rows["boolq"][2] == "–"
-
-
-@pytest.mark.parametrize(("max_length", "beside"), [(400, True), (60, False)])
-def test_a_base_asked_with_another_limit_in_tokens_is_beside_the_adapter_where_neither_was_cut(
-    trained, tmp_path, max_length, beside
-):
-    run = Path(shutil.copytree(trained, tmp_path / "run"))
-    evaluate_target(open_target(str(run)), tasks="boolq", limit=7)
-    plain, _ = evaluate_target(open_target(str(run), base=True), tasks="boolq", limit=7, max_length=max_length)
-    assert bool(plain.tasks["boolq"].truncated) != beside
-    export_peft(run / "adapter", out=tmp_path / "peft")
-    (scores,) = Card(tmp_path / "peft").scores
-    assert (scores.rows["boolq"][2] != "–") == beside

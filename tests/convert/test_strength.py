@@ -1,6 +1,5 @@
 """An adapter at strength C: W + C · (W' − W), from the base's own weights, and a run like any other."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -21,7 +20,6 @@ from moslora.base.adapted import adapted_layers, adapter_state, with_adapters
 from moslora.base.load import load_base
 from moslora.compare.arms import load_arms
 from moslora.convert.export import export_peft
-from moslora.convert.merge import merge
 from moslora.convert.strength import write_at_strength
 from moslora.errors import UsageError
 from moslora.evaluation.evaluate_target import evaluate_target
@@ -34,8 +32,7 @@ from moslora.runs.origin import read_origin
 from moslora.runs.run import Run
 from moslora.training import train_recipe
 from reference import perturb, token_batch
-from server_kit import serving
-from training_kit import steps_kept, weights_of
+from training_kit import steps_kept
 
 C = 0.7
 
@@ -114,13 +111,6 @@ def delta(path):
     return 2 * b @ m @ a
 
 
-def test_a_merge_has_c_times_the_change(weaker, world, tmp_path):
-    merge(weaker / "adapter", out=tmp_path / "merged")
-    key = "model.layers.1.self_attn.q_proj.weight"
-    expected = weights_of(world / "model")[key].double() + C * delta(weaker.parent / "run")
-    torch.testing.assert_close(weights_of(tmp_path / "merged")[key].double(), expected, rtol=0, atol=1e-6)
-
-
 def test_peft_agrees_about_the_scale(weaker, tmp_path):
     """Its own ``rescale_adapter_scale`` of the whole adapter, against the weaker one as it was written and exported."""
     for run in ("run", "weaker"):
@@ -151,16 +141,6 @@ def test_its_answers_are_its_own_and_compare_with_the_whole_adapter(weaker, tmp_
     write_at_strength(tmp_path / "run" / "adapter", 0.5, again)
     evaluate_target(open_target(str(again)), limit=6)
     assert [len(arm.runs) for arm in load_arms([tmp_path / "run", weaker, again])] == [1, 1, 1]
-
-
-def test_an_evaluation_does_not_go_on_with_other_weights(weaker, tmp_path):
-    """As where the folder of a strength is written again at another one, beside the old answers."""
-    _, folder = evaluate_target(open_target(str(weaker)), limit=6)
-    whole = Run(tmp_path / "run").evaluations[0]
-    shutil.rmtree(folder)
-    shutil.copytree(whole, folder)
-    with pytest.raises(UsageError, match=in_order(str(folder), "adapter")):
-        evaluate_target(open_target(str(weaker)), limit=6)
 
 
 def test_it_says_what_it_is_made_of_wherever_runs_are_shown(weaker, tmp_path, capsys):
@@ -234,16 +214,3 @@ def test_a_folder_of_peft_is_imported_first(world, tmp_path, monkeypatch, capsys
         rtol=1e-6,
         atol=1e-9,
     )
-
-
-def test_a_server_of_it_is_told_from_one_of_the_whole_adapter(served, capsys):
-    """The server's adapter has a smaller scale s; the one that is verified has smaller weights."""
-    weaker = served.path.parent / "weaker"
-    write_at_strength(served.path / "adapter", 0.6, weaker)
-    found = {}
-    with serving(served.pretended(served.model(scale=0.6))) as address:
-        for run in (weaker, served.path):
-            capsys.readouterr()
-            code, out, _ = cli(capsys, "verify", run, "--server", address, "--json")
-            found[run.name] = (code, json.loads(out)["passed"])
-    assert found == {"weaker": (0, True), "run": (1, False)}

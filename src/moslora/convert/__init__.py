@@ -1,1 +1,1 @@
-"""Writes an adapter as a merged model or in PEFT's format, and makes a run of another program's adapter."""
+"""Conversion: an adapter to a merged model, to PEFT's format or to another strength, and PEFT's adapters to runs."""

@@ -1,7 +1,7 @@
-"""The model card of a folder to publish, which names no local paths, and the command that uploads it.
+"""The model card of a folder to publish, and the command that uploads it.
 
-The card has the scores of the adapter, beside its base's where that was asked the same, and the prompts of its tasks
-with placeholders for a question's own texts. No row is shown: those of a local file may be nobody's business.
+The card has the scores of the adapter, those of its base if it was asked the same questions, and the prompts of the
+tasks with placeholders. It has no local paths and no rows, which may be private.
 """
 
 import json
@@ -9,7 +9,6 @@ import os
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,14 +51,15 @@ def write_card(
     task: str | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> None:
-    """Writes ``out/README.md``.
+    """Write ``out/README.md``.
 
     Args:
-        folder: the adapter that ``out`` was made of.
-        origin: the same for others.
-        proof: what was measured of ``out`` itself.
-        task: the one that its gate was fixed at.
-        tokenizer: for the prompt, where the format is the tokenizer's own; ``None`` if it is not at hand.
+        out: folder to publish.
+        folder: adapter that ``out`` was made from.
+        origin: public description of that adapter.
+        proof: sentence on what was checked of ``out``.
+        task: task that the gate was fixed at.
+        tokenizer: tokenizer of the base, for a prompt in format ``chat``; ``None`` if it is not available.
     """
     recipe = folder.recipe
     manifest = folder.manifest
@@ -99,8 +99,7 @@ def write_card(
 
 
 def how_to_use(out: Path, adapter: Path) -> str:
-    """Where ``out`` is, made from ``adapter``, how it is loaded, and the command that uploads it, with what to change
-    first if it names a local base."""
+    """Lines that say where ``out`` is, how to load it and how to upload it. It was made from the folder ``adapter``."""
     recipe = load_recipe(adapter / RECIPE)
     allowed = "-".join(re.findall(r"\w+(?:\.\w+)*", recipe.name, re.ASCII)) or "NAME"
     command = f"hf upload OWNER/{allowed} {shlex.quote(str(out))} --private"
@@ -116,7 +115,7 @@ def how_to_use(out: Path, adapter: Path) -> str:
 
 
 def public_name(base: str) -> str:
-    """A base's hub id; of a local folder only the last part of its path."""
+    """Hub id of a base, or the last part of a local path."""
     if base == BUILTIN:
         return BUILTIN_ON_THE_HUB
     if _is_local(base):
@@ -125,37 +124,36 @@ def public_name(base: str) -> str:
 
 
 def _is_local(base: str) -> bool:
-    """Whether a base is named by a path of this machine."""
+    """Whether a base is named by a local path."""
     return base != BUILTIN and (os.path.isdir(os.path.expanduser(base)) or looks_like_path(base))
 
 
 def scores_of(folder: AdapterFolder, *, task: str | None) -> list[dict[str, Any]]:
-    """The evaluations of this adapter, not of its run's other checkpoints; of ``task`` alone, if it is given.
+    """Evaluations of this adapter, not of other checkpoints of its run; with ``task``, of that task alone.
 
-    Of each its ``conditions``, the ``metric``, the ``sources`` of the questions, and ``rows``: a task, the number of
-    its questions, how many of them are among the training rows, and the scores of the adapter and of its base in words,
-    the latter empty where the base was not asked the same.
+    Each has ``conditions``, ``metric``, the ``sources`` of the questions, and ``rows``: task, number of questions,
+    number of leaks, and the scores of adapter and base as text. The base's is empty if it was asked other questions.
     """
     adapter = folder.manifest["sha256"][WEIGHTS]
     base = folder.manifest["base"]["fingerprint"]
-    found = []
+    scored = []
     for path in folder.run.evaluations:
         own = _results(path, model=(adapter, base), only=task)
         if own and own.tasks:
             plain = _results(base_of(path), model=(None, base), only=task)
-            found.append(_scored(own, plain, folder.recipe))
-    return found
+            scored.append(_scored(own, plain, folder.recipe))
+    return scored
 
 
 def _results(path: Path, *, model: tuple[str | None, str], only: str | None) -> Results | None:
-    """Return the results of an evaluation, of the task ``only`` if it is given; ``None`` if it is of another model, or
-    not there."""
+    """Results of an evaluation, of the task ``only`` if given; ``None`` if it is missing or of another model."""
     if not is_evaluation(path):
         return None
-    found = read_evaluation(path).complete
-    if found.weights is None or (found.weights.adapter, found.weights.fingerprint) != model:
+    evaluation = read_evaluation(path).complete
+    answered_by = evaluation.weights
+    if answered_by is None or (answered_by.adapter, answered_by.fingerprint) != model:
         return None
-    return results_of(found if only is None else found.restricted_to({only}))
+    return results_of(evaluation if only is None else evaluation.restricted_to({only}))
 
 
 def _scored(own: Results, plain: Results | None, recipe: Recipe) -> dict[str, Any]:
@@ -178,17 +176,14 @@ def _scored(own: Results, plain: Results | None, recipe: Recipe) -> dict[str, An
 
 
 def _alike(own: Results, plain: Results, task: str) -> bool:
-    """Whether two models were asked the same of ``task``; with another limit in tokens only if neither question was
-    cut."""
-    one, other = own.tasks[task], plain.tasks[task]
-    asked, before = (results.conditions.of_tasks([task]) for results in (own, plain))
-    if not (one.truncated or other.truncated):
-        asked = replace(asked, max_length=before.max_length)
-    return one.n == other.n and not differences(asked, before, Changes.ASKED, Changes.QUESTIONS, Changes.BASE)
+    """Whether adapter and base were asked the same questions of ``task`` in the same way."""
+    conditions, of_base = (results.conditions.of_tasks([task]) for results in (own, plain))
+    same_number = own.tasks[task].n == plain.tasks[task].n
+    return same_number and not differences(conditions, of_base, Changes.ASKED, Changes.QUESTIONS, Changes.BASE)
 
 
 def source_of(task: str, *, recipe: Recipe, source: str) -> str:
-    """Where the rows of ``task`` are from: ``source`` has those of the eight sets, and the bare instructions."""
+    """Public name of the source of the rows of ``task``. ``source`` is that of the eight sets and bare instructions."""
     own = recipe.own_tasks.get(task)
     entry = own or TASKS.get(task)
     if entry and entry.hub and (own or source == "hub"):
@@ -203,13 +198,13 @@ def source_of(task: str, *, recipe: Recipe, source: str) -> str:
 
 
 USUAL_OPTIONS = 4
-"""Number of options shown where only the rows tell it."""
+"""Number of options shown if it depends on the row."""
 
 FREE = "rows without a task"
 
 
 class Prompt(NamedTuple):
-    """How a question is asked."""
+    """Prompt of a question, and the answers that are scored."""
 
     prompts: tuple[str, ...]  # one; of WinoGrande's as cloze, whose prompt has the option in it, one for each
     answers: tuple[str, ...]  # that are scored; none where the model writes
@@ -219,8 +214,7 @@ class Prompt(NamedTuple):
 def prompts_of(
     recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None, *, tasks: Sequence[str]
 ) -> dict[Prompt, list[str]]:
-    """Prompt -> the names of those of ``tasks`` that are asked by it; empty where the prompt is a chat template's, and
-    the ``tokenizer`` is not at hand."""
+    """Prompt -> names of the ``tasks`` that use it; empty for format ``chat`` without a ``tokenizer``."""
     if tokenizer is not None:
         format = make_format(recipe.data.format, tokenizer)
     elif recipe.data.format in FORMATS:
@@ -228,7 +222,7 @@ def prompts_of(
     else:
         return {}
     known = {**TASKS, **recipe.own_tasks}
-    found: dict[Prompt, list[str]] = {}
+    prompts: dict[Prompt, list[str]] = {}
     for name in tasks:
         if name == INSTRUCTION:
             title, example = FREE, Example("card", name, "<instruction>", ("<response>",), 0)
@@ -236,8 +230,8 @@ def prompts_of(
             title, example = name, _example(known[name])
         else:
             continue
-        found.setdefault(_prompt(format, example), []).append(title)
-    return found
+        prompts.setdefault(_prompt(format, example), []).append(title)
+    return prompts
 
 
 def _example(task: Task) -> Example:
@@ -249,7 +243,7 @@ def _example(task: Task) -> Example:
 
 
 def _options(listed: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    """The options themselves where all rows have the same; otherwise placeholders."""
+    """Options that all rows share; otherwise placeholders."""
     if listed is None:
         return ("<answer>",)
     if isinstance(listed, str):

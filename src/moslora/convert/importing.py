@@ -1,4 +1,4 @@
-"""Makes a run of an adapter that another program trained, and checks that it computes the same."""
+"""Import of an adapter that another program trained, as a run that is checked to compute the same."""
 
 import re
 import shlex
@@ -36,13 +36,13 @@ from moslora.runs.run import Run
 from moslora.version import __version__
 
 TOLERANCE = 1e-5
-"""Largest accepted max |Δ log p| / max |log p|: the two sides differ only in the order of float32 sums."""
+"""Largest accepted max |Δ log p| / max |log p|. Run and source differ only in the order of float32 sums."""
 
 
 def import_adapter(
     source: Path, *, out: Path, base: str | None = None, dtype: DType = "bfloat16", trust_remote_code: bool = False
 ) -> str:
-    """Writes a LoRA adapter of PEFT or of the MoSLoRA repository as a run, and checks what was written.
+    """Write a LoRA adapter of PEFT or of the MoSLoRA repository as a run, and check what was written.
 
     ``base`` replaces the model that the settings name, and ``dtype`` goes into the run's recipe. The check compares
     with the source's equations on a few prompts, in float32, over one base: 4 bytes of memory a parameter.
@@ -51,7 +51,7 @@ def import_adapter(
         A line with max |Δ log p| / max |log p| between run and source, and between base and source.
 
     Raises:
-        UsageError: an adapter that moslora does not support; one line for each fault.
+        UsageError: moslora does not support the adapter; one line for each fault.
         MosloraError: a file cannot be read, or the run computes something else; nothing is written.
     """
     config, weights = adapter_files(source)
@@ -112,14 +112,16 @@ def import_adapter(
     return said
 
 
-def _distance(found: Tensor, expected: Tensor) -> float:
-    """max |Δ log p| / max |log p|."""
-    return float((found - expected).abs().max() / expected.abs().max())
+def _distance(log_p: Tensor, expected: Tensor) -> float:
+    """max |Δ log p| / max |log p| over ``(tokens,)``."""
+    return float((log_p - expected).abs().max() / expected.abs().max())
 
 
 def _base_of(config: Path, settings: LoraSettings, origin: Origin | None) -> str:
-    """The base that the ``settings`` in ``config`` name. An export over the built-in base names its original on the
-    hub, as PEFT knows no other, which has other weights; its ``origin`` says what it was."""
+    """Base that the ``settings`` in ``config`` name.
+
+    An export over the built-in base names the model on the hub, whose weights differ; its ``origin`` has the right one.
+    """
     named = settings.base_model_name_or_path
     if not named:
         raise UsageError(f"{config}: names no base model; set --base")
@@ -129,21 +131,21 @@ def _base_of(config: Path, settings: LoraSettings, origin: Origin | None) -> str
 
 
 def _recipe(source: Path, settings: LoraSettings, *, model: dict[str, Any], layers: list[str]) -> Recipe:
-    """The recipe that rebuilds the adapter of ``layers``, asked as ``source`` says, if it is an export of a run."""
-    # The wheel's questions, as of every model whose training rows nobody knows: they need no hub.
-    asked: dict[str, Any] = {"evaluation": {"source": "wheel"}}
+    """Recipe that rebuilds the adapter of ``layers``, with the evaluation settings of ``source`` if it is an export."""
+    # The wheel's questions need no hub.
+    defaults: dict[str, Any] = {"evaluation": {"source": "wheel"}}
     if settings.official:
-        asked["data"] = {"format": "llm-adapters"}
-    defaults = read_evaluation_defaults(source)
-    if defaults is not None:
-        asked |= defaults.model_dump(include={"data", "evaluation", "tasks"})
+        defaults["data"] = {"format": "llm-adapters"}
+    exported = read_evaluation_defaults(source)
+    if exported is not None:
+        defaults |= exported.model_dump(include={"data", "evaluation", "tasks"})
     adapter = own_section(settings, layers)
     name = re.sub(r"[^\w.-]", "-", source.name).lstrip(".-") or "imported"
-    return Recipe.model_validate({**asked, "name": name, "model": model, "adapter": adapter})
+    return Recipe.model_validate({**defaults, "name": name, "model": model, "adapter": adapter})
 
 
 def _refuse_misfits(recipe: Recipe, layers: Layers, weights: Path) -> None:
-    """Refuses an adapter that does not fit its base, before that is loaded."""
+    """Refuse an adapter that does not fit its base, before the base is loaded."""
     try:
         model = meta_model(recipe.model)
         with_adapters(model, recipe, state=own_state(layers))
@@ -156,7 +158,7 @@ def _refuse_misfits(recipe: Recipe, layers: Layers, weights: Path) -> None:
 def _add(
     parts: Mapping[str, Tensor], scale: float, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
 ) -> Tensor:
-    """Adds the source's own equation, s · lora_B(lora_AB(lora_A(x))), to a layer's output."""
+    """Add s · lora_B(lora_AB(lora_A(x))) to a layer's ``output`` ``(…, out)``; x is ``inputs[0]`` ``(…, in)``."""
     x = inputs[0]
     for part in OURS:
         if part in parts:

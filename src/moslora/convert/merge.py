@@ -1,4 +1,4 @@
-"""The adapter folded into the base's weights: an ordinary Hugging Face model, compared with the adapter model.
+"""Merge of an adapter into its base's weights: an ordinary Hugging Face model, compared with the adapter model.
 
 W' = W + s · B · M · A, tensor by tensor, in float32, cast once. The base's safetensors files are read and the result is
 written shard by shard, so that a machine with little memory can merge.
@@ -54,10 +54,10 @@ def merge(
     dtype: DType | None = None,
     trust_remote_code: bool = False,
 ) -> Proof:
-    """Writes the merged model to ``out`` and compares it with the adapter model.
+    """Write the merged model to ``out`` and compare it with the adapter model.
 
-    The base is loaded once, and once more as it is in its files if an adapter over a quantised one is merged onto
-    these, or if PEFT merges, which it does in float32. The written model is loaded once.
+    The base is loaded once, and a second time if an adapter over a quantised base is merged onto the original weights,
+    or if PEFT merges, in float32. The written model is loaded once.
 
     ``task`` fixes a task gate. ``dtype``, by default the recipe's, is that of the weights and of both models compared.
     One model is in memory at a time; only ``dequantized`` keeps the quantised layers as well.
@@ -94,7 +94,7 @@ def _write_model(
     onto: Onto,
     task: str | None,
 ) -> Measured:
-    """Writes weights, tokenizer and config to ``out``; ``section`` is the base in the dtype of the result."""
+    """Write weights, tokenizer and config to ``out``; ``section`` is the base in the dtype of the result."""
     base = read_base(section)
     of_base = log_probabilities(base, tokenizer)
     stored = stored_names(base)
@@ -102,7 +102,7 @@ def _write_model(
     merge_whole = adapters_of(folder.recipe).merge
 
     def load_plain(dtype: DType) -> PreTrainedModel:
-        """The adapter model on the weights that it is merged onto, none of them quantised."""
+        """Adapter model on the unquantised weights that the adapter is merged onto."""
         plain = read_base(section.model_copy(update={"dtype": dtype, "quantization": None}))
         write_out(plain, quantized, DTYPES[dtype])
         return with_adapters_of(folder, plain, task=task)
@@ -136,14 +136,14 @@ def _write_model(
 
 
 class Unmerged(NamedTuple):
-    """The weights that a merge starts from."""
+    """Weights that a merge starts from."""
 
     files: Sequence[Path]  # of the base
-    quantized: Mapping[str, nn.Module]  # by tensor, the layer that it is instead
-    exact: Mapping[str, Tensor]  # by tensor, what is merged already, by PEFT
+    quantized: Mapping[str, nn.Module]  # name of a tensor -> quantised layer that replaces it
+    exact: Mapping[str, Tensor]  # name of a tensor -> weight that PEFT has merged
 
     def tensor(self, key: str, sources: Mapping[str, Any]) -> Tensor:
-        """The tensor ``key``; ``sources`` has the open file of each."""
+        """Tensor ``key`` before the merge; ``sources`` maps each name to its open file."""
         if key in self.exact:
             return self.exact[key]
         if key in self.quantized:
@@ -153,7 +153,7 @@ class Unmerged(NamedTuple):
 
 
 def _write_weights(unmerged: Unmerged, pairs: Mapping[str, LoraPair], out: Path, *, dtype: torch.dtype) -> None:
-    """Writes the base's tensors with the ΔW of each in ``pairs``, at most :data:`SHARD_BYTES` in memory."""
+    """Write the base's tensors, plus ΔW for each in ``pairs``, with at most :data:`SHARD_BYTES` in memory."""
     with _opened(unmerged.files) as sources:
         missing = {*pairs, *unmerged.quantized, *unmerged.exact} - sources.keys()
         if missing:
@@ -174,7 +174,7 @@ def _write_weights(unmerged: Unmerged, pairs: Mapping[str, LoraPair], out: Path,
 
 @contextmanager
 def _opened(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
-    """The open file of each tensor."""
+    """Open safetensors files as a mapping from the name of each tensor to its file."""
     with ExitStack() as stack:
         sources: dict[str, Any] = {}
         for path in files:
@@ -185,8 +185,7 @@ def _opened(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
 
 @torch.no_grad()
 def _compare_weights(unmerged: Unmerged, layers: Mapping[str, AdapterLinear], out: Path) -> dict[str, Tensor]:
-    """`weight_sums` of each adapted weight in ``out``, by the ΔW its layer computes with, not its pair, and of
-    ``exact``."""
+    """`weight_sums` of each adapted weight in ``out``, against the ΔW of the layer itself rather than of its pair."""
     sums: dict[str, Tensor] = {}
     with _opened(unmerged.files) as base, _opened(out.glob("*.safetensors")) as merged:
         for key, exact in unmerged.exact.items():
@@ -208,12 +207,12 @@ def _compare_weights(unmerged: Unmerged, layers: Mapping[str, AdapterLinear], ou
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """``tensor`` in ``dtype``, where it has floating-point numbers."""
+    """``tensor`` in ``dtype`` if it is floating-point, otherwise unchanged."""
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def _write_settings(base: Path, out: Path, tokenizer: PreTrainedTokenizerBase, *, dtype: DType) -> None:
-    """Writes the tokenizer, the base's code, and its configuration with the new dtype."""
+    """Write the tokenizer, the base's own code, and its configuration with the new dtype."""
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
     config.pop("_name_or_path", None)  # older versions of transformers wrote the path on their own disk
     config["dtype"] = dtype

@@ -1,4 +1,4 @@
-"""The proof of a merge: merged model against adapter model, by weights, and by log-probabilities of a few texts."""
+"""Proof of a merge: comparison of merged and adapter model by weights, and by log-probabilities of a few texts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ PROMPTS = (
     "Below is an instruction that describes a task.\n\n### Response:\nthe correct answer is answer2",
     "Q: Robin carried the groceries for an old neighbour. How would Robin be described?\nA: kind",
 )
-"""The texts that models are compared on, with and without the formats' markers."""
+"""Texts that models are compared on, with and without the formats' markers."""
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.2, "float16": 0.03}
 """Largest accepted :attr:`Proof.rounding` by dtype, in nats."""
@@ -32,23 +32,23 @@ tenth of it at most."""
 
 @torch.inference_mode()
 def log_probabilities(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """log p of each token of :data:`PROMPTS` but the first of each, which ``model`` reads one by one: ``(tokens,)``."""
+    """log p of each token of :data:`PROMPTS` except the first of each prompt, shape ``(tokens,)``."""
     exchange(model, own_linear)  # a processor without bfloat16 is slow with transformers' own
     pack_nothing(model)  # a few short texts are not worth a second copy of all weights
-    found = []
+    log_p = []
     for prompt in PROMPTS:
         ids = tokenizer(prompt, return_tensors="pt").input_ids
         values = model(input_ids=ids).logits[0].float().log_softmax(-1)
-        found.append(values[:-1].gather(1, ids[0, 1:, None])[:, 0])
-    return torch.cat(found)
+        log_p.append(values[:-1].gather(1, ids[0, 1:, None])[:, 0])
+    return torch.cat(log_p)
 
 
 class Measured(NamedTuple):
-    """The `log_probabilities` of the models that a merge is made of, and the `weight_sums` of each adapted weight."""
+    """`log_probabilities` of the models before a merge, and `weight_sums` of each adapted weight after it."""
 
     base: Tensor
-    adapted: Tensor  # of the adapter model
-    expected: Tensor  # of the adapter on the weights that it is merged into: ``adapted``, unless the base is quantised
+    adapted: Tensor  # adapter model
+    expected: Tensor  # adapter on the weights that it is merged into: differs from ``adapted`` over a quantised base
     weights: Mapping[str, Tensor]
 
 
@@ -65,17 +65,17 @@ def weight_sums(merged: Tensor, *, exact: Tensor, plain: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Proof:
-    """A merged model, whose weights are right, against its adapter model: mean |Δ log p| over :data:`PROMPTS`, nats."""
+    """Distances of a merged model, whose weights are right, in mean |Δ log p| over :data:`PROMPTS`, nats."""
 
-    mean_error: float  # between the adapter and the merged model
-    rounding: float  # the merge's own part of it; the rest comes from the base's quantisation
+    mean_error: float  # between the adapter model and the merged model
+    rounding: float  # part of it that the merge causes; the rest comes from the base's quantisation
     effect: float  # between the base and the adapter model, which the merge has to preserve
     dtype: DType  # of both models
     quantization: str | None  # of the adapter model's base
     onto: Onto  # the weights of a quantised base that the adapter was merged into
 
     def __str__(self) -> str:
-        """The numbers, and in the last line the verdict."""
+        """Text with the numbers, and the verdict in the last line."""
         if self.quantization is None:
             models = f"merged against adapter model in {self.dtype}"
             by_rounding = ""
@@ -90,6 +90,7 @@ class Proof:
         )
 
     def _warning(self) -> str:
+        """Warning if rounding or quantisation hides the adapter; otherwise empty."""
         if not self.rounding < self.effect / 2:
             return "; WARNING: that is half of it or more: merge with --dtype float32, or keep the adapter"
         if not self.mean_error < self.effect:
@@ -98,16 +99,16 @@ class Proof:
 
 
 def prove(measured: Measured, merged: Tensor, *, dtype: DType, quantization: str | None, onto: Onto) -> Proof:
-    """Measures what a merge changed, and what the adapter had changed.
+    """Compare a written model with its adapter model.
 
-    ``merged`` are the `log_probabilities` of the written model; the others are as in :class:`Proof`.
+    ``merged`` is the written model's `log_probabilities` ``(tokens,)``; other arguments are as in :class:`Proof`.
 
     Raises:
         MosloraError: a layer's weight, or the mean |Δ log p|, is farther off than rounding explains.
     """
-    # Beside a ΔW that is next to nothing the rounding of float32, 6e-8 of W, is large.
+    # Relative to a very small ΔW, float32's rounding, 6e-8 of W, is large.
     shares = {name: float(missed / (delta + 1e-3 * size)) for name, (missed, delta, size) in measured.weights.items()}
-    wrong = {name: share for name, share in shares.items() if not share <= MISSED}  # also what is not a number
+    wrong = {name: share for name, share in shares.items() if not share <= MISSED}  # also NaN
     faults = []
     if wrong:
         worst = max(wrong, key=lambda name: wrong[name])

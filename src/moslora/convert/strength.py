@@ -1,7 +1,7 @@
 """An adapter at strength C, which changes the base C times as much: W + C · (W' − W) (WiSE-FT, arXiv 2109.01903).
 
 ΔW = s · B · M · A is linear in B and in M, and so is the output of a gate. C is multiplied into the one that starts at
-zero: the other one may be held where it starts, or near it, by what continues the training.
+zero, since a training that continues the adapter may hold the other one at or near its start.
 """
 
 import shutil
@@ -21,15 +21,16 @@ from moslora.runs.strength import MAX_STRENGTH, Strength
 from moslora.version import __version__
 
 OF_ITS_FOLDER = ("format", "moslora", "sha256", "scaler")
-"""Keys of a manifest that are of its own folder, or of the optimizer's state there."""
+"""Keys of a manifest that describe its own folder or optimizer state, and are not copied."""
 
 OF_ITS_RUN = ("results", "experiment")
-"""Keys of ``run.json`` that are of the run's own answers, and of the plan that it belongs to."""
+"""Keys of ``run.json`` that describe the run's own answers and experiment, and are not copied."""
 
 
 def write_at_strength(adapter: Path, strength: float, out: Path, *, trust_remote_code: bool = False) -> Strength:
-    """Writes the adapter folder ``adapter`` at ``strength`` as a run in ``out``, a new folder. Its recipe, the facts of
-    its training and the digests of its training rows come along; the base is not loaded.
+    """Write the adapter folder ``adapter`` at ``strength`` as a run in the new folder ``out``.
+
+    The recipe, the facts of the training and the digests of the training rows are copied. The base is not loaded.
 
     Raises:
         UsageError: the strength is out of range, ``out`` is used, or the change is not linear in the adapter's weights.
@@ -56,10 +57,10 @@ def write_at_strength(adapter: Path, strength: float, out: Path, *, trust_remote
 
 
 def at_strength(folder: AdapterFolder, weights: Mapping[str, Tensor], strength: float) -> dict[str, Tensor]:
-    """The ``weights`` of the adapter in ``folder`` with which it changes the base ``strength`` times as much.
+    """Scale ``weights`` of the adapter in ``folder`` so that it changes the base ``strength`` times as much.
 
     Raises:
-        UsageError: its change is not linear in any of its weights.
+        UsageError: its change of the base is not linear in any of its weights.
     """
     linear = folder.recipe.adapter.linear_weights
     if not linear:

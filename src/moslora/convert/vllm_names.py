@@ -1,4 +1,4 @@
-"""The names by which vLLM knows the modules of an adapter, from a table that vLLM made of small models
+"""Names that vLLM has for the modules of an adapter, from a table that vLLM made of small models
 (`benchmarks/checks/vllm_modules.py`)."""
 
 import json
@@ -16,12 +16,12 @@ list is empty where vLLM has no LoRA."""
 
 
 def version() -> str:
-    """The version of vLLM that made the table."""
+    """Version of vLLM that made the table."""
     return str(json.loads(TABLE.read_bytes())["version"])
 
 
 def patterns_of(config: PretrainedConfig) -> list[str]:
-    """The patterns of the modules that vLLM applies over a base with this config.
+    """Patterns of the modules that vLLM applies over a base with this config.
 
     Raises:
         MosloraError: the table does not have its architecture.
@@ -37,20 +37,19 @@ def patterns_of(config: PretrainedConfig) -> list[str]:
 
 
 def pattern(module: str) -> str:
-    """A module's name with ``*`` for each number."""
+    """Name of a module with ``*`` for each number."""
     return re.sub(r"(?<=\.)\d+(?=\.)", "*", module)
 
 
 def name_for_vllm(module: str, patterns: Sequence[str]) -> str:
-    """The name by which vLLM knows a module of a decoder layer: its own, or with what stands before the layers in the
-    table.
+    """vLLM's name of a module of a decoder layer: the same, or with the table's prefix before ``.layers.``.
 
     Raises:
         MosloraError: vLLM applies no such module.
     """
     start, mark, rest = module.partition(".layers.")
     ending = pattern(f"{mark}{rest}")
-    starts = {known.removesuffix(ending) for known in patterns if mark and known.endswith(ending)}
+    starts = {each.removesuffix(ending) for each in patterns if mark and each.endswith(ending)}
     if pattern(module) not in patterns:
         if len(starts) != 1:
             raise MosloraError(f"{module}: vLLM {version()} applies no such module; merge the adapter instead")

@@ -1,4 +1,4 @@
-"""The prompt formats: objects that turn an example into prompt and answer."""
+"""Prompt formats: objects that turn an example into prompt and answer."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Format(ABC):
-    """How an example becomes text."""
+    """Format that turns an example into text."""
 
     name: FormatName  # key in `FORMATS`, or "chat"
     # Whether ``prompt + answer`` is encoded as one string, in which a token may reach from one into the other, as in
@@ -26,33 +26,34 @@ class Format(ABC):
     joint: bool = False
 
     def identity(self) -> str:
-        """What decides the texts besides the format's name, such as a chat template; empty if nothing does. A run is
-        recorded with its hash."""
+        """Text that determines the format besides its name, such as a chat template; empty if nothing does.
+
+        A run records its hash.
+        """
         return ""
 
     def remarks(self) -> list[str]:
-        """What the texts have that no row says, a line each."""
+        """Lines about text that the format adds to every row, such as a system message."""
         return []
 
     def train(self, example: Example) -> Option:
-        """The right option as training text."""
+        """Right option as training text."""
         return self.options(example)[example.gold]
 
     @abstractmethod
     def options(self, example: Example) -> tuple[Option, ...]:
-        """All options as evaluation text, in the order of ``example.choices``; of an open-ended question its response
-        alone."""
+        """Options as evaluation text, in the order of the choices; the response alone for an open-ended question."""
 
     @abstractmethod
     def generation_prompt(self, example: Example) -> str:
-        """The prompt for a generated answer, which `answer_pattern` reads, or the task's own match."""
+        """Prompt for a generated answer, which `answer_pattern` or the task's match reads."""
 
 
 @dataclass(frozen=True)
 class LabelFormat(Format):
-    """The answer is "the correct answer is {label}"; the prompts are templates with ``{instruction}``.
+    """Format whose answer is "the correct answer is {label}", with templates for ``{instruction}`` as prompts.
 
-    There are two because those of LLM-Adapters' training and evaluation differ, in white space only.
+    LLM-Adapters' prompts for training and evaluation differ in white space.
     """
 
     name: FormatName
@@ -75,13 +76,13 @@ class LabelFormat(Format):
 
 @dataclass(frozen=True)
 class ClozeFormat(Format):
-    """The answer is the option's text."""
+    """Format whose answer is the option's text."""
 
     name: FormatName
     passage: bool = False  # whether BoolQ's prompt begins with its passage
 
     def options(self, example: Example) -> tuple[Option, ...]:
-        """In the wording of their task, with a passage if the format shows it."""
+        """Options in the wording of their task, after the passage if the format shows it."""
         of_task = wording(example)
         if not of_task.cloze:
             raise UsageError(
@@ -97,7 +98,7 @@ class ClozeFormat(Format):
         for text in of_task.cloze_texts(example):
             if not text.answer.strip() or not text.characters:
                 raise UsageError(f"{example.id}: an option has no text, so format {self.name} cannot score it")
-            # White space moves to the answer, as in lm-eval's `TemplateLM._encode_pair`: a tokenizer joins a space to
+            # White space moves to the answer, as in lm-eval's `TemplateLM._encode_pair`. A tokenizer joins a space to
             # the next word, so a prompt that ends in a space is not a token prefix.
             whole = passage + text.prompt
             prompt = whole.rstrip()
@@ -115,25 +116,25 @@ class ClozeFormat(Format):
 
 
 TODAY = date(2024, 7, 26)
-"""The date for chat templates that ask for it: prompts must not change from day to day. LLaMA 3.1's template has this
-date where it cannot ask."""
+"""Date for chat templates that ask for it, fixed so that prompts do not change. It is the default of LLaMA 3.1's."""
 
 ASKS_FOR_THE_DATE = "strftime_now"
-"""The function by which a chat template asks for the date."""
+"""Function by which a chat template asks for the date."""
 
 _DIRECTIVES = (*"aAbBdeHIjmMpSyY", "-d", "-m")
-"""The directives of ``strftime`` that templates may use, without their %."""
+"""Directives of ``strftime`` that templates may use, without their %."""
 
 
 _REPLACED = "".join(f"|replace('%{directive}', '{TODAY.strftime('%' + directive)}')" for directive in _DIRECTIVES)
 _CLOCK = f"{{% macro {ASKS_FOR_THE_DATE}(format) %}}{{{{ format{_REPLACED} }}}}{{% endmacro %}}\n"
-"""A macro of Jinja that replaces the function `ASKS_FOR_THE_DATE` by one for :data:`TODAY`. It is prepended to the
-template, as `apply_chat_template` takes no functions; its line break at the end does not get into the prompt."""
+"""Jinja macro that replaces the function `ASKS_FOR_THE_DATE` by one for :data:`TODAY`.
+
+It is prepended to the template, as `apply_chat_template` takes no functions. Its final line break is not rendered."""
 
 
 @dataclass(frozen=True)
 class ChatFormat(Format):
-    """The instruction as a user's message in the tokenizer's chat template, answered by the option's label."""
+    """Format of the tokenizer's chat template: the instruction is a user's message, the answer an option's label."""
 
     tokenizer: "PreTrainedTokenizerBase"
     name: FormatName = "chat"
@@ -147,7 +148,7 @@ class ChatFormat(Format):
 
     @property
     def template(self) -> str:
-        """The chat template, with :data:`TODAY` if it asks for the date."""
+        """Chat template, with :data:`TODAY` if it asks for the date."""
         if not self.tokenizer.chat_template:
             raise UsageError(
                 f"{self.tokenizer.name_or_path}: has no chat template (it is not an instruction-tuned model); use"
@@ -159,34 +160,34 @@ class ChatFormat(Format):
         return template
 
     def remarks(self) -> list[str]:
-        found = []
+        lines = []
         if ASKS_FOR_THE_DATE in self.template:
-            found.append(f"the chat template inserts the date, which is always {TODAY:%d %b %Y} here")
+            lines.append(f"the chat template inserts the date, which is always {TODAY:%d %b %Y}")
         own = self._own_system_message().strip()
         if own:
-            found.append(f"the chat template puts a system message before each row that has none: {own!r}")
-        return found
+            lines.append(f"the chat template puts a system message before each row that has none: {own!r}")
+        return lines
 
     def _own_system_message(self) -> str:
-        """The system message where a conversation has none: what stands in the place of a given one."""
+        """System message that the template adds to a conversation without one."""
         given = "given"
         question = Turn("user", "question")
         try:
             before, _, after = self.render([Turn("system", given), question]).partition(given)
-        except TemplateError:  # of a template that takes none
+        except TemplateError:  # the template takes no system message
             return ""
         plain = self.render([question])
         own = plain.removeprefix(before).removesuffix(after)
         return own if before + own + after == plain else ""
 
     def generation_prompt(self, example: Example) -> str:
-        asked: Sequence[Turn] = [Turn("user", instruction(example))]
+        turns: Sequence[Turn] = [Turn("user", instruction(example))]
         if isinstance(example, Conversation):
-            asked = example.turns[:-1]
-        return self.render(asked, add_generation_prompt=True)
+            turns = example.turns[:-1]
+        return self.render(turns, add_generation_prompt=True)
 
     def render(self, turns: Sequence[Turn], *, add_generation_prompt: bool = False) -> str:
-        """The text of a conversation."""
+        """Text of a conversation in the chat template."""
         return str(
             self.tokenizer.apply_chat_template(
                 [turn._asdict() for turn in turns],
@@ -221,11 +222,11 @@ FORMATS: Mapping[FormatName, Format] = {
         ClozeFormat("cloze-passage", passage=True),
     )
 }
-"""The formats that are the same for every model."""
+"""Formats that do not depend on the model."""
 
 
 def make_format(name: FormatName, tokenizer: "PreTrainedTokenizerBase") -> Format:
-    """The format of that name; ``chat`` is the tokenizer's own."""
+    """Format of this name; ``chat`` is the tokenizer's own."""
     if name == "chat":
         return ChatFormat(tokenizer)
     return FORMATS[name]

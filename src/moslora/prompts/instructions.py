@@ -1,4 +1,4 @@
-"""LLM-Adapters' instructions (arXiv 2304.01933, ``dataset/``): a question in the wording of its task, and back."""
+"""LLM-Adapters' instructions (arXiv 2304.01933, ``dataset/``): rendering and parsing."""
 
 import re
 
@@ -6,25 +6,25 @@ from moslora.errors import UsageError
 from moslora.tasks import INSTRUCTION, TASKS, Bare, Example, Wording
 
 WORDINGS = {INSTRUCTION: Bare(), **{name: task.wording for name, task in TASKS.items()}}
-"""Wordings of the examples that do not have their own."""
+"""Task -> wording of examples without a wording of their own."""
 
 
 def wording(example: Example) -> Wording:
-    """Return the wording of a question or an instruction."""
-    found = example.wording or WORDINGS[example.task]
-    if found.is_text:
+    """Wording of a question or an instruction. A text is refused."""
+    worded = example.wording or WORDINGS[example.task]
+    if worded.is_text:
         raise UsageError(f"{example.task}: a set of texts, not of questions; moslora eval measures them")
-    return found
+    return worded
 
 
 def instruction(example: Example) -> str:
-    """Return LLM-Adapters' ``instruction`` of an example; for an instruction row, its own text."""
+    """LLM-Adapters' ``instruction`` of an example; the text itself for a bare instruction."""
     worded = wording(example)
     return worded.render(worded.full_question(example), example.choices)
 
 
 def parse_instruction(text: str, task: str) -> tuple[str | None, str, tuple[str, ...]] | None:
-    """Context, question and choices of an instruction, or None if it does not follow the template of one of the eight.
+    """Context, question and choices of an instruction; ``None`` if it does not follow the template of ``task``.
 
     The inverse of `instruction`, except for SIQA: its context and question cannot be separated, and both are returned
     as the question, which renders to the same text in every format.
@@ -38,13 +38,12 @@ def parse_instruction(text: str, task: str) -> tuple[str | None, str, tuple[str,
 
 
 def labels(example: Example) -> tuple[str, ...]:
-    """Return the labels of the options: "true" and "false", "answer1", …; of an open-ended question its response
-    alone."""
+    """Labels of the options: "true" and "false", "answer1", …; the response alone for an open-ended question."""
     return tuple(label for label, _ in wording(example).responses(example))
 
 
 def llm_adapters_row(example: Example) -> dict[str, str]:
-    """The row of LLM-Adapters' JSON files, with the keys in order."""
+    """Row of LLM-Adapters' JSON files, with the keys in order."""
     label, response = wording(example).responses(example)[example.gold]
     return {"instruction": instruction(example), "input": "", "output": response, "answer": label}
 

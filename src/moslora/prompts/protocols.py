@@ -1,6 +1,6 @@
-"""The protocols: how a question's answer is read from a model. Importing this loads no torch.
+"""Protocols: how a question's answer is read from a model. Importing this module does not load torch.
 
-A protocol is one object here; `moslora.evaluation.scorers` has the class that computes it.
+`moslora.evaluation.scorers` has the class that computes each protocol.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,7 +11,7 @@ from moslora.choices import FormatName
 
 ProtocolName = Literal["choice", "cloze", "generate"]
 ScoringProtocolName = Literal["choice", "cloze"]
-"""Those with `Protocol.scores_options`."""
+"""Names of the protocols with `Protocol.scores_options`."""
 
 DEFAULT_PROTOCOL: ProtocolName = "choice"
 DEFAULT_FORMAT: FormatName = "label"
@@ -19,13 +19,13 @@ DEFAULT_FORMAT: FormatName = "label"
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """How a question's answer is read from a model."""
+    """Way to read a question's answer from a model."""
 
-    name: ProtocolName  # as in recipes and on the command line
-    description: str  # in a line, for the reference of recipes
-    card: str  # the same for the card of a model, which shows a `prompt` and its `answers`
-    formats: tuple[FormatName, ...]  # those it reads, the usual one first
-    score: str = ""  # whose log-probability is the deciding score; empty if options have none
+    name: ProtocolName  # in recipes and on the command line
+    description: str  # a line for the reference of recipes
+    card: str  # a line for a model card, which shows a `prompt` and its `answers`
+    formats: tuple[FormatName, ...]  # formats that it reads, the default first
+    score: str = ""  # text whose log-probability is the deciding score; empty if options have no score
     divides_scores: bool = False  # whether an option's log-probability is divided by its characters before it decides
     room: int = 0  # tokens of ``evaluation.max_length`` kept for the text that the model writes
 
@@ -36,17 +36,17 @@ class Protocol:
 
     @property
     def primary(self) -> str:
-        """Name of the accuracy that counts, a field of `moslora.runs.scores.Score`."""
+        """Name of the main accuracy, a field of `moslora.runs.scores.Score`."""
         return "accuracy_per_character" if self.divides_scores else "accuracy"
 
     @property
     def writes(self) -> bool:
-        """Whether the model writes a text, which may be searched for with several beams."""
+        """Whether the model generates a text, possibly with several beams."""
         return self.room > 0
 
 
 LABEL_FORMATS: tuple[FormatName, ...] = ("label", "llm-adapters", "chat")
-"""The formats whose answer is the label of an option; those of the others are the options' texts."""
+"""Formats whose answer is an option's label. In the others it is the option's text."""
 
 PROTOCOLS: Mapping[ProtocolName, Protocol] = {
     protocol.name: protocol
@@ -78,15 +78,15 @@ PROTOCOLS: Mapping[ProtocolName, Protocol] = {
 
 
 def readers(format: FormatName) -> list[Protocol]:
-    """The protocols that read a format, the usual one first."""
+    """Protocols that read a format, the default first."""
     return [protocol for protocol in PROTOCOLS.values() if format in protocol.formats]
 
 
 def joined_names(protocols: Iterable[Protocol]) -> str:
-    """Their names for a message: "choice or generate"."""
+    """Names of ``protocols`` for a message: "choice or generate"."""
     return " or ".join(protocol.name for protocol in protocols)
 
 
 def writers() -> list[Protocol]:
-    """The protocols in which the model writes a text."""
+    """Protocols in which the model generates a text."""
     return [protocol for protocol in PROTOCOLS.values() if protocol.writes]

@@ -1,6 +1,6 @@
-"""Runs on disk: finding them, their manifest, and the adapter folder that commands pass on."""
+"""Runs on disk: their folders, manifests, evaluations and scores. What trains, asks or compares models is elsewhere."""
 
 from pathlib import Path
 
 RUNS = Path("runs")
-"""Default folder of runs, each in a folder named after its recipe; also of the results of models without a run."""
+"""Default folder of runs, each named after its recipe, and of evaluations of models without a run."""

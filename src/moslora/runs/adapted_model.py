@@ -1,4 +1,4 @@
-"""The model with the adapters of an adapter folder: loaded, and saved."""
+"""A model with the adapters of an adapter folder: loading and saving."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,12 +28,12 @@ def save_adapter(
     *,
     facts: Mapping[str, Any],
 ) -> None:
-    """Writes ``folder`` whole, replacing an older one.
+    """Write an adapter folder atomically, replacing an older one.
 
     Args:
-        folder: where.
-        files: tensors by file name: the adapters' weights, and what else there is, such as the optimizer's.
-        recipe: of their run.
+        folder: its path.
+        files: tensors by file name: the adapters' weights, and others such as the optimizer's state.
+        recipe: the run's recipe.
         facts: JSON values for the manifest, such as the step and the data hashes.
     """
     base = recipe.model.name
@@ -61,7 +61,7 @@ def load_adapted(
     computed_here: bool = True,
     **overrides: Any,
 ) -> PreTrainedModel:
-    """The base of ``folder`` with its adapters, in evaluation mode.
+    """Load the base of an adapter folder with its adapters, in evaluation mode.
 
     Args:
         folder: the adapters, and the recipe of their base.
@@ -78,13 +78,13 @@ def load_adapted(
 
 
 def load_without_base(folder: AdapterFolder, *, task: str | None = None) -> PreTrainedModel:
-    """The model on the meta device, with its adapters in memory: enough to fold them, for ``task``."""
+    """Model on the meta device with its adapters in memory, which is enough to fold them. ``task`` sets a task gate."""
     return with_adapters_of(folder, meta_model(folder.recipe.model), task=task)
 
 
 def with_adapters_of(folder: AdapterFolder, model: PreTrainedModel, *, task: str | None = None) -> PreTrainedModel:
-    """``model``, its base, changed in place, with its adapters, in evaluation mode. Gates that route by the task are
-    told of ``task``, if it is given."""
+    """Attach the adapters of ``folder`` to its base ``model``, in place, and set evaluation mode. A task gate is set to
+    ``task``, if it is given."""
     try:
         model = with_adapters(model, folder.recipe, state=folder.weights())
     except ValueError as error:
@@ -95,7 +95,7 @@ def with_adapters_of(folder: AdapterFolder, model: PreTrainedModel, *, task: str
 
 
 def check_base(folder: AdapterFolder) -> None:
-    """Refuses a base whose weights or config are not those that the adapter was trained on."""
+    """Refuse a base whose weights or config are not those that the adapter was trained on."""
     base = folder.manifest["base"]
     section = folder.recipe.model
     if fingerprint(section.name, revision=section.revision) != base["fingerprint"]:

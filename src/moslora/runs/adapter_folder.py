@@ -1,4 +1,4 @@
-"""The adapter folder, the only thing passed between commands. Importing this does not load torch.
+"""The adapter folder, the only thing passed between commands. Importing this module does not load torch.
 
 ``adapter.safetensors``  A, M and B of every adapter
 ``recipe.yaml``          the resolved recipe: rebuilds model, tokenizer and adapters
@@ -41,33 +41,33 @@ class AdapterFolder:
 
     @property
     def run(self) -> Run:
-        """The run that it is of; the folder itself if it was copied elsewhere."""
+        """Run that the adapter belongs to; the adapter folder itself if it was copied elsewhere."""
         return run_of(self.path)
 
     @property
     def strength(self) -> Strength | None:
-        """The strength at which it applies another adapter's change."""
+        """Strength at which the adapter applies a run's change; ``None`` for an adapter as it was trained."""
         return strength_of(self.manifest)
 
     @property
     def run_name(self) -> str:
-        """The name of the run that trained it."""
+        """Name of the run that trained the adapter."""
         return self.strength.run if self.strength else self.run.name
 
     @property
     def predecessor(self) -> Origin | None:
-        """The adapter that its run continued."""
+        """Adapter that the run continued; ``None`` if it started at the base."""
         return predecessor_of(self.manifest)
 
     @property
     def engine(self) -> EngineChoice:
-        """What its model is computed by: what it was trained by, or ours where that is equal."""
+        """Engine that computes the model: transformers' if it trained the adapter, otherwise the recipe's choice."""
         if self.manifest.get(ENGINE) == "transformers":
             return "transformers"
         return self.recipe.model.engine
 
     def origin_for(self, base: str) -> Origin:
-        """The origin of what is made of it; ``base`` is its base's name to others."""
+        """Origin to record in a folder made from the adapter; ``base`` is the public name of its base."""
         steps = self.run.facts.get("steps")
         if TRAINED_STEPS in self.manifest:
             steps = None
@@ -84,18 +84,18 @@ class AdapterFolder:
         )
 
     def weights(self) -> "dict[str, Tensor]":
-        """A, M and B of every adapter, by parameter name."""
+        """A ``(r, in)``, M and B ``(out, rank_out)`` of every adapted layer, by parameter name."""
         return load_tensors(self.path / WEIGHTS)
 
     def trained_tasks(self) -> tuple[str, ...] | None:
-        """The tasks whose embedding a task gate has trained; ``None`` for other mixers."""
+        """Tasks whose embeddings the task gate was trained on; ``None`` for other mixers."""
         if not self.recipe.adapter.gated_by_task:
             return None
         before = self.predecessor.gate_tasks if self.predecessor else ()
         return tuple(dict.fromkeys((*self.manifest["data"]["tasks"], *before)))
 
     def refuse_untrained(self, task: str) -> None:
-        """Refuses a task whose embedding in the adapter's gate is still random."""
+        """Refuse a task whose embedding in the adapter's gate was never trained."""
         trained = self.trained_tasks()
         if trained is not None and task not in trained:
             raise UsageError(
@@ -104,8 +104,10 @@ class AdapterFolder:
 
 
 def open_adapter(folder: Path, *, trust_remote_code: bool = False) -> AdapterFolder:
-    """Reads an adapter folder, all of whose files must be those that were written; its recipe cannot allow the base's
-    own Python code to run."""
+    """Read an adapter folder and check the hash of every file.
+
+    Its recipe cannot allow the base's own Python code to run; only ``trust_remote_code`` does.
+    """
     manifest = read_manifest(folder)
     for name, expected in manifest["sha256"].items():
         path = folder / name
@@ -116,17 +118,18 @@ def open_adapter(folder: Path, *, trust_remote_code: bool = False) -> AdapterFol
 
 
 def changed_encoding(manifest: Mapping[str, Any], encoding: Mapping[str, str]) -> str:
-    """Which of tokenizer and chat template are not those of the adapter with this ``manifest``; empty if none.
-    ``encoding`` as from `moslora.data.encode.encoding`."""
+    """Names of what changed since training, tokenizer or chat template; empty if neither did.
+
+    ``manifest`` is the adapter's, ``encoding`` the hashes of `moslora.data.encode.encoding`.
+    """
     then = manifest.get("encoding", {})
     return " and ".join(key.replace("_", " ") for key, value in encoding.items() if value != then.get(key))
 
 
 def check_encoding(folder: AdapterFolder, encoding: Mapping[str, str]) -> None:
-    """Refuses a tokenizer or a chat template that is not the one that the adapter was trained with.
+    """Refuse a tokenizer or a chat template that differs from the one of the training.
 
-    Only notes it where the libraries that read the tokenizer are other versions too: they may write the same one
-    differently.
+    Only note it if the tokenizer's libraries have other versions, which may serialise the same tokenizer differently.
     """
     changed = changed_encoding(folder.manifest, encoding)
     if not changed:
@@ -144,9 +147,9 @@ def check_encoding(folder: AdapterFolder, encoding: Mapping[str, str]) -> None:
 
 
 def load_tensors(path: Path) -> "dict[str, Tensor]":
-    """A safetensors file, on the CPU."""
+    """Read the tensors of a safetensors file by name, on the CPU."""
     from safetensors import SafetensorError
-    from safetensors.torch import load_file  # here, as it loads torch
+    from safetensors.torch import load_file  # imports torch
 
     try:
         return load_file(path)

@@ -1,4 +1,4 @@
-"""The answers to the questions of one task, as one table: its columns are the fields of `Prediction`, a row."""
+"""The answers to the questions of one task as columns. A `Prediction` is a row."""
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
@@ -13,23 +13,24 @@ from moslora.tasks import UNKNOWN
 
 @dataclass(frozen=True)
 class TaskAnswers:
-    """Answers to the questions of one task, column by column. A column that is not known, or that this kind of task
-    does not have, is empty; all others have a value for each id.
+    """Answers to the questions of one task, column by column.
+
+    A column is empty if it is unknown, or if this kind of task has none. Every other column has a value for each id.
 
     Attributes:
         ids: of the questions, or of the texts.
-        gold: position of the right option; empty for texts and open-ended questions, and if a log does not tell.
-        outcomes: the numbers that can be compared (`moslora.runs.outcomes`), or those that a log has.
+        gold: position of the right option; empty for texts and open-ended questions, and if a log has none.
+        outcomes: numbers that can be compared (`moslora.runs.outcomes`), or the numbers of a log.
         hashes: of the question, of the answer and of the prompt, if a log has them.
         truncated: whether the question, or the text, was longer than the limit.
         scores: log-probability of each option in nats.
         characters: of each option, by which ``cloze`` divides its score.
-        prediction: position of the option with the best score, or that a generated text names, if it names one; of an
-            open-ended question the position of the accepted answer that was given, if one was.
-        text: that was generated.
-        answer: the label found in each generated text, or what was read from it as an answer in words, or "".
-        bytes: of a text that is measured: the bytes in UTF-8 that its score is of.
-        clusters: name of the cluster that each question is in; empty if each is alone, as far as is known.
+        prediction: position of the option with the best score or of the option that a generated text names; for an
+            open-ended question, position of the accepted answer that was given; ``None`` without one.
+        text: generated text.
+        answer: label, or answer in words, that was read from the generated text; "" without one.
+        bytes: number of UTF-8 bytes that the score of a measured text covers.
+        clusters: cluster of each question; empty if no two questions are known to share one.
     """
 
     ids: tuple[str, ...]
@@ -47,65 +48,65 @@ class TaskAnswers:
 
     @classmethod
     def of(cls, predictions: Sequence[Prediction]) -> "TaskAnswers":
-        """The columns of the predictions of one task, at least one, in their order."""
+        """Columns of the predictions of one task (at least one), in their order."""
         first = predictions[0]
-        known = ["prediction", "truncated", *(["scores"] if first.scores else ["text", "answer"])]
-        known += [name for name in ("characters", "bytes") if getattr(first, name)]
+        names = ["prediction", "truncated", *(["scores"] if first.scores else ["text", "answer"])]
+        names += [name for name in ("characters", "bytes") if getattr(first, name)]
         if first.gold not in (None, UNKNOWN) and not first.bytes:
-            known.append("gold")
-        columns: dict[str, Any] = {name: tuple(getattr(each, name) for each in predictions) for name in known}
+            names.append("gold")
+        columns: dict[str, Any] = {name: tuple(getattr(each, name) for each in predictions) for name in names}
         return cls(tuple(each.id for each in predictions), **columns)
 
     @property
     def are_texts(self) -> bool:
-        """Whether these are measures of texts, and no answers to questions."""
+        """Whether texts were measured instead of questions asked."""
         return bool(self.bytes)
 
     @property
     def are_in_words(self) -> bool:
-        """Whether these are answers to open-ended questions."""
+        """Whether the questions are open-ended."""
         return bool(self.text) and not self.gold
 
     @cached_property
     def deciding_scores(self) -> tuple[tuple[float, ...], ...]:
-        """The scores that decide: per character if there are ``characters``."""
+        """Scores that decide which option is chosen: per character if there are ``characters``."""
         return tuple(map(deciding, self.scores, self.characters or repeat(())))
 
     @cached_property
     def chosen(self) -> tuple[int | None, ...]:
-        """The position that counts, by the primary metric; ``None`` for a generated text without an answer."""
+        """Position of the chosen option by the primary metric; ``None`` for a generated text without an answer."""
         if not self.scores:
             return self.prediction
         return tuple(argmax(scores) for scores in self.deciding_scores)
 
     def grouped(self, clusters: Mapping[str, str]) -> "TaskAnswers":
-        """The answers with the clusters of their questions."""
+        """Return the answers with the clusters of their questions."""
         names = self.in_clusters(clusters)
         return replace(self, clusters=names if len(set(names)) < len(names) else ())
 
     @property
     def cluster_count(self) -> int:
-        """Number of clusters that the questions are in; of questions that are each alone their number."""
+        """Number of clusters, where a question without one is its own."""
         return len(set(self.clusters or self.ids))
 
     def in_clusters(self, clusters: Mapping[str, str]) -> tuple[str, ...]:
-        """The name of the cluster of each question (`moslora.tasks.clusters`)."""
+        """Cluster of each question (`moslora.tasks.clusters`); its own id for a question without one."""
         return tuple(clusters.get(id, id) for id in self.ids)
 
     def only(self, ids: Collection[str]) -> "TaskAnswers":
-        """The answers to these questions, in the order in which they are here."""
+        """Return the answers to the questions with these ids, in their present order."""
         wanted = set(ids)
         return self.at([place for place, id in enumerate(self.ids) if id in wanted])
 
     def at(self, places: Sequence[int]) -> "TaskAnswers":
-        """The answers at these positions, in this order."""
+        """Return the answers at these positions, in this order."""
 
-        def those(column: Any) -> Any:
+        def select(column: Any) -> Any:
             if isinstance(column, Mapping):
-                return {name: those(each) for name, each in column.items()}
+                return {name: select(each) for name, each in column.items()}
             return tuple(column[place] for place in places if column)
 
-        return TaskAnswers(**{each.name: those(getattr(self, each.name)) for each in fields(self)})
+        return TaskAnswers(**{each.name: select(getattr(self, each.name)) for each in fields(self)})
 
 
 def order_key(id: str) -> bytes:
@@ -114,7 +115,7 @@ def order_key(id: str) -> bytes:
 
 
 def by_task(predictions: Sequence[Prediction]) -> dict[str, TaskAnswers]:
-    """The columns of these predictions, in the order in which the tasks were asked, without those that were refused."""
+    """Columns of the predictions by task, in the order of the tasks, without questions that a server refused."""
     rows: dict[str, list[Prediction]] = {}
     for prediction in predictions:
         if prediction.refused:

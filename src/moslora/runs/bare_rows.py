@@ -1,4 +1,4 @@
-"""Runs of bare instructions: rows without options and without accepted answers, which nothing scores."""
+"""Runs of bare instructions: rows without options or accepted answers, which no protocol can score."""
 
 from collections.abc import Iterable
 
@@ -10,7 +10,7 @@ HOW_TO_SCORE = "make them a task with `answer` and `match` (docs/tasks.md, Answe
 
 
 def remark_on_bare_rows(run: Run) -> str:
-    """What nothing scores, and how it can be; empty if the run was trained on rows of tasks."""
+    """Remark that the rows of ``run`` cannot be scored, with the fix; empty if it was trained on rows of tasks."""
     if set(trained_tasks(run)) != {INSTRUCTION}:
         return ""
     return (
@@ -20,7 +20,7 @@ def remark_on_bare_rows(run: Run) -> str:
 
 
 def asks_nothing(recipe: Recipe, tasks: Iterable[str]) -> bool:
-    """Whether the rows, of these ``tasks``, are bare instructions alone, and the recipe names no other questions."""
+    """Whether there is nothing to evaluate: all rows are bare instructions, and the recipe names no other source."""
     evaluation = recipe.evaluation
     return set(tasks) == {INSTRUCTION} and evaluation.tasks is None and evaluation.source is None
 

@@ -1,6 +1,6 @@
-"""The best step of a run by its validations, as manifests and ``run.json`` have it.
+"""The best step of a run by its validations, as manifests and ``run.json`` record it.
 
-Importing this does not load torch.
+Importing this module does not load torch.
 """
 
 import math
@@ -15,20 +15,20 @@ BEST = "best"
 """Key of a `Best` in the manifest of a checkpoint or a result, and in ``run.json``."""
 
 TRAINED_STEPS = "trained_steps"
-"""Key beside it, in the manifest of a result and in ``run.json``: number of updates before the run ended."""
+"""Key of the number of updates before the run ended, in the manifest of a result and in ``run.json``."""
 
 
 @dataclass(frozen=True)
 class Best:
-    """What the validations of a run have shown so far.
+    """Best validation of a run so far.
 
     Attributes:
-        by: the number that decides.
-        step: number of updates before its best value, the first of equals; ``None`` before the first finite one.
-        value: the best value: the lowest loss, in nats per label token, or the highest accuracy, between 0 and 1.
-        last: that of the last validation; ``None`` if it was not finite.
-        validations: number of validations, of candidates alone.
-        since: number of those after the best.
+        by: the metric that decides.
+        step: number of updates before its best value, the first of equal ones; ``None`` before a finite value.
+        value: lowest loss, in nats per label token, or highest accuracy, between 0 and 1.
+        last: value of the last validation; ``None`` if it was not finite.
+        validations: number of validations of steps that may become the result.
+        since: number of validations after the best one.
     """
 
     by: BestBy = "loss"
@@ -40,7 +40,7 @@ class Best:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """JSON values, from which `best_of` reads it back equal."""
+        """JSON values, which `best_of` reads back."""
         values = {
             "step": self.step,
             self.by: self.value,
@@ -51,18 +51,19 @@ class Best:
         return {BEST: values}
 
     def updated(self, step: int, value: float) -> "Best":
-        """What is known once ``step`` was validated with this ``value``."""
+        """Return the best validation once ``step`` was validated with ``value``."""
         last = value if math.isfinite(value) else None
-        now = replace(self, last=last, validations=self.validations + 1, since=self.since + 1)
+        counted = replace(self, last=last, validations=self.validations + 1, since=self.since + 1)
         if last is None or (self.value is not None and not self.prefers(value, self.value)):
-            return now
-        return replace(now, step=step, value=value, since=0)
+            return counted
+        return replace(counted, step=step, value=value, since=0)
 
     def prefers(self, value: float, other: float) -> bool:
+        """Whether ``value`` is better than ``other``."""
         return value < other if self.by == "loss" else value > other
 
     def has_run_out(self, patience: int | None) -> bool:
-        """Whether so many validations in a row had no better value."""
+        """Whether the last ``patience`` validations brought no better value."""
         return patience is not None and self.since >= patience
 
     def __str__(self) -> str:
@@ -74,12 +75,12 @@ class Best:
 
 
 def format_value(value: float, by: BestBy) -> str:
-    """A loss, or an accuracy in percent."""
+    """Text of a loss, or of an accuracy in percent."""
     return f"{value:.4f}" if by == "loss" else f"{100 * value:.1f} %"
 
 
 def best_of(facts: Mapping[str, Any]) -> Best | None:
-    """What a manifest or a ``run.json`` says; ``None`` if the run asked no validation."""
+    """Best validation that a manifest or a ``run.json`` records; ``None`` if no validation decides anything."""
     values = facts.get(BEST)
     if values is None:
         return None
@@ -88,11 +89,11 @@ def best_of(facts: Mapping[str, Any]) -> Best | None:
 
 
 def result_step(facts: Mapping[str, Any], training: TrainingSection) -> int | None:
-    """The step of a finished run's result; ``None`` where no validation had a say in it.
+    """Step of a finished run's result; ``None`` if its validations did not influence it.
 
     Args:
-        facts: of its ``run.json``, or of its result's manifest.
-        training: its settings.
+        facts: content of its ``run.json``, or of its result's manifest.
+        training: training section of its recipe.
     """
     best = best_of(facts)
     if best is None:
@@ -101,7 +102,7 @@ def result_step(facts: Mapping[str, Any], training: TrainingSection) -> int | No
 
 
 def ending(facts: Mapping[str, Any], training: TrainingSection) -> list[str]:
-    """How validations chose a finished run's result and its end, a line each; the arguments as for `result_step`."""
+    """Lines that say how validations chose the result and the end of a finished run. Arguments as for `result_step`."""
     best = best_of(facts)
     if best is None or TRAINED_STEPS not in facts:
         return []

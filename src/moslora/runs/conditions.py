@@ -1,7 +1,7 @@
-"""The conditions of an evaluation: how questions are asked, which ones, and what answers. Loads no torch.
+"""The conditions of an evaluation: which questions are asked, how, and which model answers. Loads no torch.
 
-Each field is marked with what another value of it changes. Whoever continues, compares or shares an evaluation asks for
-`Changes` by these marks. ``settings.json`` has the conditions, and what is known of each task.
+Each field is marked with what another value of it changes (`Changes`). Code that continues, compares or shares
+evaluations selects fields by these marks. ``settings.json`` has the conditions and a record of each task.
 """
 
 import json
@@ -26,7 +26,7 @@ class Changes(Enum):
 
     ASKED = "how questions are asked"
     QUESTIONS = "which questions are asked"
-    PLACE = "where questions or a base are"  # known by their hashes
+    PLACE = "where questions or a base are stored"  # hashes identify their content
     BASE = "which base computes, and in which precision"
     MODEL = "which adapter or server answers"
     COMPUTED = "how it is computed"
@@ -43,15 +43,15 @@ ENCODING = ("tokenizer", "chat_template")
 
 @dataclass(frozen=True)
 class LocalModel:
-    """A model that is computed here; its base is ``None`` where the caller has made it."""
+    """A model that this machine computes. Its base is ``None`` if the caller made the model."""
 
     dtype: Annotated[str, Changes.BASE]
     device: Annotated[str, Changes.COMPUTED]
-    batch_tokens: Annotated[int, Changes.COMPUTED]  # maximum of a batch
-    block_size: Annotated[int, Changes.COMPUTED]  # questions computed together
+    batch_tokens: Annotated[int, Changes.COMPUTED]  # maximum number of tokens of a batch
+    block_size: Annotated[int, Changes.COMPUTED]  # number of questions that are computed together
     base: Annotated[str | None, Changes.PLACE] = None
-    fingerprint: Annotated[str | None, Changes.BASE] = None  # of the base
-    adapter: Annotated[str | None, Changes.MODEL] = None  # sha256 of its weights
+    fingerprint: Annotated[str | None, Changes.BASE] = None  # fingerprint of the base
+    adapter: Annotated[str | None, Changes.MODEL] = None  # sha256 of the adapter's weights
     quantization: Annotated[str | None, Changes.BASE] = None
 
     @property
@@ -68,10 +68,10 @@ class LocalModel:
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model behind a server, of which nobody knows what it computes."""
+    """A model behind a server, whose computation is not known."""
 
-    server: Annotated[str, Changes.MODEL]  # its address
-    model: Annotated[str, Changes.MODEL]  # its name there; empty where there is only one
+    server: Annotated[str, Changes.MODEL]  # address
+    model: Annotated[str, Changes.MODEL]  # name on the server; empty if it has only one model
     is_exact: ClassVar[bool] = True
 
     def __str__(self) -> str:
@@ -80,18 +80,18 @@ class ServedModel:
 
 @dataclass(frozen=True)
 class Conditions:
-    """All that a prediction depends on besides its question: predictions under equal conditions may be mixed."""
+    """Everything that a prediction depends on besides its question. Predictions under equal conditions may be mixed."""
 
     protocol: Annotated[ProtocolName, Changes.ASKED]
     format: Annotated[str, Changes.ASKED]
     max_length: Annotated[int | None, Changes.ASKED]  # tokens of a sequence; ``None`` for no limit
     data: Annotated[Mapping[str, str], Changes.QUESTIONS]  # task -> sha256 of all its questions
     answered_by: LocalModel | ServedModel
-    # task -> number of questions before the first one asked, where it is not 0
+    # task -> number of questions that are skipped before the first, if any
     skipped: Annotated[Mapping[str, int], Changes.QUESTIONS] = field(default_factory=dict)
-    source: Annotated[str, Changes.PLACE] = "wheel"  # of the questions
-    beams: Annotated[int | None, Changes.ASKED] = None  # of ``generate``
-    # of ``generate``: arguments of transformers' `GenerationConfig`
+    source: Annotated[str, Changes.PLACE] = "wheel"  # source of the questions
+    beams: Annotated[int | None, Changes.ASKED] = None  # number of beams of ``generate``
+    # arguments of transformers' `GenerationConfig` for ``generate``
     writing: Annotated[Mapping[str, Any] | None, Changes.ASKED] = None
     encoding: Annotated[Mapping[str, str], Changes.TOKENS] = field(
         default_factory=dict
@@ -100,11 +100,11 @@ class Conditions:
 
     @property
     def primary(self) -> str:
-        """The metric that counts."""
+        """Name of the main metric."""
         return PROTOCOLS[self.protocol].primary
 
     def of_tasks(self, tasks: Collection[str]) -> "Conditions":
-        """Return what these conditions say of ``tasks``."""
+        """Return the conditions restricted to ``tasks``."""
         data = {task: sha256 for task, sha256 in self.data.items() if task in tasks}
         skipped = {task: self.skipped.get(task, 0) for task in data}
         return replace(self, data=data, skipped=skipped)
@@ -114,7 +114,7 @@ class Conditions:
         return replace(self, data={**earlier.data, **self.data}, skipped={**earlier.skipped, **self.skipped})
 
     def facts(self, *changing: Changes) -> dict[str, Any]:
-        """Key -> value of the fields, also of what answers, that change one of ``changing``."""
+        """Key -> value of the fields, also of `answered_by`, that are marked with one of ``changing``."""
         facts = {}
         for record in (self, self.answered_by):
             for each in fields(record):
@@ -125,7 +125,7 @@ class Conditions:
     @model_validator(mode="before")
     @classmethod
     def _upgrade(cls, values: Any) -> Any:
-        """Conditions in the form of earlier versions, which kept the facts of what answers in ``metadata``."""
+        """Convert conditions of earlier versions, which have the model's facts in ``metadata``."""
         if not isinstance(values, dict) or "metadata" not in values:
             return values
         facts = values["metadata"]
@@ -147,7 +147,7 @@ def without_double(quantization: str) -> str:
 
 
 def differences(one: Conditions, other: Conditions, *changing: Changes) -> list[str]:
-    """`key was …, is …` for every fact that changes one of ``changing``; of the tasks that both have."""
+    """`key was …, is …` for every differing fact that is marked with one of ``changing``, over tasks that both have."""
     both = one.data.keys() & other.data.keys()
     then, now = (its.of_tasks(both).facts(*changing) for its in (one, other))
     return [*changed_keys(then, now).values()]
@@ -155,10 +155,10 @@ def differences(one: Conditions, other: Conditions, *changing: Changes) -> list[
 
 @dataclass(frozen=True)
 class Leaks:
-    """Questions of a task whose choices and right answer are also a training row."""
+    """Questions of a task whose choices and right answer are those of a training row."""
 
-    compared_with: str  # the training rows, in words
-    ids: tuple[str, ...]  # of the questions, whether asked or not
+    compared_with: str  # description of the training rows
+    ids: tuple[str, ...]  # ids of the questions, also of those that were not asked
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ class TaskRecord:
     drift: float | None = None
     leaks: Leaks | None = None  # ``None`` if the training rows are unknown
     asked: int | None = None  # number of questions that the last evaluation asked; ``None`` before it asks
-    # of the questions with an answer (`moslora.tasks.clusters`); ``None`` if each is alone, as far as is known
+    # clusters of the questions with an answer (`moslora.tasks.clusters`); ``None`` if none are known
     clusters: Clusters | None = None
 
 
@@ -179,24 +179,24 @@ class EvaluationHeader:
     """The content of ``settings.json``, which is written before the first prediction.
 
     Attributes:
-        conditions: under which the predictions are made.
-        tasks: what is known of each task.
+        conditions: the conditions of all predictions.
+        tasks: record of each task.
     """
 
     conditions: Annotated[Conditions, Field(alias="settings")]
     tasks: Mapping[str, TaskRecord]
 
     def grouped(self, answers: Mapping[str, TaskAnswers]) -> dict[str, TaskAnswers]:
-        """The answers by task with the clusters of their questions."""
+        """Return the answers by task with the clusters of their questions."""
         grouped = {}
         for task, of_task in answers.items():
             clusters = self.tasks[task].clusters if task in self.tasks else None
-            # As they are known of the same data, since evaluations of earlier versions have no record.
+            # Evaluations of earlier versions have no record of clusters, which the hash of the data gives.
             grouped[task] = of_task.grouped(clusters or known_clusters().get(self.conditions.data.get(task, ""), {}))
         return grouped
 
     def to_json(self) -> str:
-        """The text of ``settings.json``. A task whose questions are each alone has no clusters."""
+        """Text of ``settings.json``, without empty clusters."""
         tasks = {name: asdict(record) for name, record in self.tasks.items()}
         for record in tasks.values():
             if not record["clusters"]:
@@ -205,7 +205,7 @@ class EvaluationHeader:
 
 
 def read_header(folder: Path) -> EvaluationHeader:
-    """The header of the evaluation in ``folder``, also in the form of earlier versions."""
+    """Read the header of the evaluation in ``folder``, also one that an earlier version wrote."""
     file = folder / SETTINGS
     try:
         return TypeAdapter(EvaluationHeader).validate_json(file.read_bytes())

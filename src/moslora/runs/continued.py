@@ -1,4 +1,4 @@
-"""The weights with which a training starts that continues another adapter."""
+"""The weights of an adapter that a new training continues."""
 
 import json
 from collections.abc import Mapping
@@ -24,12 +24,12 @@ from moslora.runs.peft_files import adapter_files, has_adapter_files
 
 @dataclass(frozen=True)
 class Continued:
-    """An adapter that fits the recipe of the run that continues it.
+    """Adapter that a run continues, checked against the run's recipe.
 
     Attributes:
         path: its folder.
-        predecessor: what the run keeps of it.
-        state: its weights by the names that they have in the run.
+        predecessor: the record of it in the run's manifests.
+        state: its weights by the run's parameter names.
     """
 
     path: Path
@@ -37,20 +37,20 @@ class Continued:
     state: Mapping[str, Tensor]
 
     def weights(self) -> Mapping[str, Tensor]:
-        """As those of `moslora.runs.adapter_folder.AdapterFolder`."""
+        """Weights by parameter name, as `AdapterFolder.weights` returns them."""
         return self.state
 
 
 def read_continued(recipe: Recipe, *, begun_with: Origin | None = None, fetching: bool = True) -> Continued | None:
-    """The adapter that ``recipe`` continues; ``None`` if it starts at the base.
+    """Read the adapter that ``recipe`` continues; ``None`` if it starts at the base.
 
     Args:
-        recipe: of the run that continues it.
-        begun_with: what the run started with before it was stopped, or when it was made, which must be the same now.
-        fetching: whether the base is compared, which may have to be downloaded.
+        recipe: recipe of the run that continues the adapter.
+        begun_with: adapter that the run started with before it was stopped; the same weights are required now.
+        fetching: whether to compare the base, which may have to be downloaded.
 
     Raises:
-        UsageError: it is not there, or does not fit: all differences in one line.
+        UsageError: the adapter is missing, or does not fit; one line has all differences.
         MosloraError: a file is damaged.
     """
     place = recipe.adapter.continue_from
@@ -63,7 +63,7 @@ def read_continued(recipe: Recipe, *, begun_with: Origin | None = None, fetching
         continued, changed = _own(folder, recipe)
     origin = continued.predecessor
     model = recipe.model
-    if fetching and origin.fingerprint and not changed:  # of PEFT's own only the name of the base is known
+    if fetching and origin.fingerprint and not changed:  # PEFT's own adapters have no fingerprint
         now = fingerprint(model.name, revision=model.revision)
         if now != origin.fingerprint:
             changed = [f"another base: was {origin.base} ({origin.fingerprint}), is {model.name} ({now})"]
@@ -79,7 +79,7 @@ def read_continued(recipe: Recipe, *, begun_with: Origin | None = None, fetching
 
 
 def _own(folder: Path, recipe: Recipe) -> tuple[Continued, list[str]]:
-    """An adapter of ours, or a method of PEFT that was trained here; and what differs from ``recipe``."""
+    """Adapter folder of moslora as `Continued`, and what differs from ``recipe``."""
     adapter = open_adapter(folder)
     now = {**adapters_of(recipe).settings(recipe), "seed": recipe.seed, "data.tasks": list(recipe.data.tasks)}
     then = adapters_of(adapter.recipe).settings(adapter.recipe)
@@ -89,7 +89,7 @@ def _own(folder: Path, recipe: Recipe) -> tuple[Continued, list[str]]:
 
 
 def _of_peft(folder: Path, recipe: Recipe) -> tuple[Continued, list[str]]:
-    """An adapter in PEFT's format, as a method of PEFT or as one of ours; and what differs from ``recipe``."""
+    """Adapter in PEFT's format as `Continued`, and what differs from ``recipe``."""
     config, weights = adapter_files(folder)
     if isinstance(recipe.adapter, PeftSection):
         then = settings_of(read_config(config))
@@ -121,7 +121,9 @@ def _of_peft(folder: Path, recipe: Recipe) -> tuple[Continued, list[str]]:
 
 
 def _changed_values(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """``key was …, is …`` for each key of ``then`` that is something else ``now``; of another method of PEFT its type
-    alone, as the fields of one mean nothing to another."""
+    """``key was …, is …`` for each key of ``then`` with another value ``now``.
+
+    If PEFT's method differs, that alone is returned, since two methods share no fields.
+    """
     changed = changed_keys(then, {key: now.get(key) for key in then})
     return [changed[KIND]] if KIND in changed else list(changed.values())

@@ -1,10 +1,10 @@
-"""An evaluation: how it was asked, and what was answered. Importing this does not load torch.
+"""An evaluation: its conditions and its answers. Importing this module does not load torch.
 
 ``settings.json``      what the predictions depend on, and a record per task (`moslora.runs.conditions`)
 ``predictions.jsonl``  one line per question (`moslora.runs.predictions`)
-``results.json``       the numbers of the finished tasks, which is there once it is done
+``results.json``       the numbers of the finished tasks, written at the end
 
-`moslora.evaluation.journal` writes the first two, and the third at the end.
+`moslora.evaluation.journal` writes all three.
 """
 
 from collections import Counter
@@ -30,15 +30,15 @@ QuestionIds = Mapping[str, Collection[str]]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation of one model, or some of its questions.
+    """Evaluation of one model, or a part of its questions.
 
     Attributes:
-        folder: where it lies, or the log of another program.
-        conditions: under which it was asked; ``None`` of a log, which does not say.
+        folder: its folder, or the log of another program.
+        conditions: how the questions were asked; ``None`` for a log, which has no conditions.
         tasks: task -> answers, in the order in which the tasks were asked.
-        records: task -> what else is known of it.
-        unfinished: tasks of which it was interrupted: the number of questions answered, and asked.
-        base: the base's answers to the same questions, if they are in the same table or lie beside it.
+        records: task -> further facts.
+        unfinished: interrupted task -> number of questions answered, and asked.
+        base: the base's answers to the same questions, from the same table or the folder beside it.
     """
 
     folder: Path
@@ -56,8 +56,7 @@ class Evaluation:
         predictions: Sequence[Prediction],
         records: Mapping[str, TaskRecord] | None = None,
     ) -> "Evaluation":
-        """The evaluation that made these predictions, and has these records; the questions of every task in the order
-        of their ids."""
+        """Evaluation with these predictions and records. The questions of every task are sorted by id."""
         header = EvaluationHeader(conditions, records or {})
         tasks = {}
         for task, answers in by_task(predictions).items():
@@ -67,7 +66,7 @@ class Evaluation:
 
     @property
     def run(self) -> Run | None:
-        """The run that it is of; ``None`` of a model without a run, of a server, and of a log."""
+        """Run that was evaluated; ``None`` for a model without a run, a server or a log."""
         if self.weights is None:
             return None
         run = Run(self.folder.parent.parent)
@@ -77,36 +76,36 @@ class Evaluation:
 
     @property
     def data(self) -> Mapping[str, str]:
-        """Task -> hash of all its questions, of those that are known."""
+        """Task -> hash of all its questions; empty for a log."""
         return self.conditions.data if self.conditions else {}
 
     @property
     def weights(self) -> LocalModel | None:
-        """The model that answered; ``None`` of a server and of a log."""
+        """Local model that answered; ``None`` for a server or a log."""
         answered_by = self.conditions and self.conditions.answered_by
         return answered_by if isinstance(answered_by, LocalModel) else None
 
     @property
     def of_base(self) -> bool:
-        """Whether it is of a model without an adapter."""
+        """Whether the model that answered has no adapter, as far as is known."""
         return self.weights is None or self.weights.adapter is None
 
     @property
     def complete(self) -> "Evaluation":
-        """Without the tasks of which it was interrupted."""
+        """Evaluation without its interrupted tasks."""
         return self.restricted_to(self.tasks.keys() - self.unfinished.keys())
 
     def only(self, questions: QuestionIds) -> "Evaluation":
-        """The answers to these questions."""
+        """Return the evaluation with these questions alone."""
         kept = {task: self.tasks[task].only(ids) for task, ids in questions.items() if task in self.tasks}
         return replace(self, tasks=kept)
 
     def planned_by(self, recipe: Recipe) -> "Evaluation":
-        """What an evaluation that follows ``recipe`` has, as it may have been asked more."""
+        """Return the part of the evaluation that ``recipe`` asks for."""
         return self.restricted_to([task.name for task in recipe.questions.tasks], recipe.evaluation.limit)
 
     def restricted_to(self, tasks: Collection[str], limit: int | None = None) -> "Evaluation":
-        """What an evaluation of these tasks with this limit has."""
+        """Return the part that an evaluation of these tasks with this limit of questions has."""
         kept = {task: answers.ids for task, answers in self.tasks.items() if task in tasks}
         if limit is not None:
             kept = {task: tuple(sorted(ids, key=order_key)[:limit]) for task, ids in kept.items()}
@@ -114,17 +113,17 @@ class Evaluation:
 
 
 def is_evaluation(folder: Path) -> bool:
-    """Whether there is an evaluation in ``folder``, finished or not."""
+    """Whether ``folder`` has an evaluation, finished or not."""
     return (folder / SETTINGS).is_file()
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether the evaluation in ``folder`` came to its end at least once."""
+    """Whether the evaluation in ``folder`` was finished at least once."""
     return (folder / RESULTS).is_file()
 
 
 def read_evaluation(folder: Path) -> Evaluation:
-    """The evaluation in ``folder``, with every outcome that its answers give. Each file is read once.
+    """Read the evaluation in ``folder``, with every outcome of its answers. Each file is read once.
 
     Raises:
         UsageError: there are no predictions.
@@ -137,8 +136,8 @@ def read_evaluation(folder: Path) -> Evaluation:
 
 
 def read_complete(folder: Path) -> Evaluation:
-    """The evaluation in ``folder``, and that of its base beside it; without the tasks of which it was interrupted,
-    which are noted."""
+    """Read the evaluation in ``folder`` and its base's in the folder beside it. Interrupted tasks are left out with a
+    note."""
     evaluation = read_evaluation(folder)
     if evaluation.unfinished:
         tasks = [f"{task} ({answered:,} of {asked:,})" for task, (answered, asked) in evaluation.unfinished.items()]
@@ -149,10 +148,10 @@ def read_complete(folder: Path) -> Evaluation:
 
 
 def read_predictions(folder: Path) -> list[Prediction]:
-    """The predictions in ``folder``, in the order in which they were written."""
+    """Read the predictions in ``folder``, in the order in which they were written."""
     file = folder / PREDICTIONS
     if not file.is_file():
-        raise UsageError(f"{file}: no predictions here; `moslora eval` writes them")
+        raise UsageError(f"{file}: no predictions; `moslora eval` writes them")
     predictions: dict[str, Prediction] = {}
     # Bytes that are not UTF-8 are replaced, so that the message can name their line.
     lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
@@ -160,7 +159,7 @@ def read_predictions(folder: Path) -> list[Prediction]:
         try:
             prediction = Prediction.from_json(line)
             if prediction.id in predictions:
-                raise ValueError(f"{prediction.id} is there twice")
+                raise ValueError(f"{prediction.id} appears twice")
         except (ValueError, TypeError, AttributeError, KeyError) as error:
             hint = "remove the folder and evaluate again"
             raise MosloraError(f"{file}:{number}: not a prediction ({error!r}); {hint}") from None
@@ -169,21 +168,23 @@ def read_predictions(folder: Path) -> list[Prediction]:
 
 
 def unfinished_tasks(header: EvaluationHeader, predictions: Iterable[Prediction]) -> dict[str, tuple[int, int]]:
-    """The tasks of which fewer questions are answered than the last evaluation asked: both numbers."""
+    """Tasks with fewer answers than the last evaluation asked for: number of questions answered, and asked."""
     answered = Counter(each.task for each in predictions)
     asked = {task: record.asked or 0 for task, record in header.tasks.items()}
     return {task: (answered[task], count) for task, count in asked.items() if answered[task] < count}
 
 
 def refuse_other_scores(out: Path) -> None:
-    """Refuses a folder for an evaluation that holds anything else."""
+    """Refuse an output folder that has files but no evaluation."""
     if is_main_process() and not (out / SETTINGS).exists():
         refuse_used(out)
 
 
 def questions_in_common(runs: Sequence[Evaluation]) -> tuple[QuestionIds, str]:
-    """The questions that all of ``runs`` answered: the same ids, in tasks of the same data; and a line that says what
-    they are and what else was asked, empty if nothing was."""
+    """Questions that all of ``runs`` answered, by id and hash of the data.
+
+    The second value is a line that says what was left out, empty if nothing was.
+    """
     shared: dict[str, set[str]] = {}
     left_out = []
     for task in dict.fromkeys(chain.from_iterable(run.tasks for run in runs)):
@@ -203,6 +204,6 @@ def questions_in_common(runs: Sequence[Evaluation]) -> tuple[QuestionIds, str]:
 
 
 def _answered_by(run: Evaluation, task: str) -> set[tuple[str | None, str]]:
-    """The questions of a task that a run answered: their data and their ids."""
+    """Hash of the data and id of each question of a task that a run answered."""
     data = run.data.get(task)
     return {(data, id) for id in run.tasks[task].ids} if task in run.tasks else set()

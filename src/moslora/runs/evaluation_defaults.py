@@ -1,4 +1,4 @@
-"""How weights are evaluated unless told otherwise: ``moslora.yaml`` in their folder, a part of their run's recipe.
+"""Default settings for the evaluation of exported weights: ``moslora.yaml``, a part of their run's recipe.
 
 It has the section ``evaluation``, the prompt format, and the tasks with their sources. Files are named by absolute
 paths, so that they are found from anywhere. Other readers of the folder ignore it.
@@ -17,7 +17,7 @@ EVALUATION_DEFAULTS = "moslora.yaml"
 
 
 def write_evaluation_defaults(folder: Path, recipe: Recipe, *, dtype: DType, task: str | None) -> None:
-    """Writes how the run of ``recipe`` is evaluated; of weights whose gate is fixed at ``task``, on that alone."""
+    """Write the evaluation settings of ``recipe``; only ``task`` is asked if the weights' gate is fixed at it."""
     values = recipe.model_dump(mode="json", include={"data": {"source", "format"}, "evaluation": True, "tasks": True})
     values["evaluation"]["tasks"] = [task] if task else [entry.name for entry in recipe.questions.tasks]
     make_absolute(values)
@@ -26,7 +26,7 @@ def write_evaluation_defaults(folder: Path, recipe: Recipe, *, dtype: DType, tas
 
 
 def read_evaluation_defaults(folder: Path) -> Recipe | None:
-    """What ``folder`` says, as a recipe, whose model is the folder itself; ``None`` if it does not say it."""
+    """Evaluation settings of ``folder`` as a recipe whose model is the folder; ``None`` without ``moslora.yaml``."""
     file = folder / EVALUATION_DEFAULTS
     if not file.is_file():
         return None

@@ -1,4 +1,4 @@
-"""Means and shares with what is known of them.
+"""Means and shares with their standard errors and intervals.
 
 Questions that share a text are not independent. They are a cluster c, and it is clusters that are drawn at random: the
 standard error of a mean over n questions in C clusters is
@@ -17,15 +17,15 @@ from dataclasses import dataclass
 from scipy import special  # not scipy.stats, which takes a tenth of a command's start
 
 FEWEST_FOR_PERCENT = 10
-"""Below so many questions, what is read from them is no share in percent."""
+"""Fewest questions for which a share is given in percent."""
 
 Interval = tuple[float, float]
-"""Both ends."""
+"""Lower and upper end."""
 
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over questions, texts or runs.
+    """Mean over questions, texts or runs.
 
     Attributes:
         value: x̄.
@@ -57,12 +57,12 @@ class Mean:
 
     @property
     def interval_of_share(self) -> Interval:
-        """`wilson`'s, of `effective_n` questions."""
+        """Wilson's interval of a share over `effective_n` questions."""
         return wilson(self.value, self.effective_n)
 
 
 def mean_of(values: Sequence[float], clusters: Sequence[str] = ()) -> Mean:
-    """The mean of ``values`` of questions, with the cluster of each; without ``clusters`` each is its own."""
+    """Mean of ``values`` with the cluster of each; without ``clusters`` each value is its own."""
     n = len(values)
     mean = math.fsum(values) / n
     deviations: dict[object, list[float]] = defaultdict(list)
@@ -93,14 +93,14 @@ def wilson(share: float, n: float) -> Interval:
 
 
 NO_VALUE = "–"
-"""A number in a table that there is not."""
+"""Cell of a table without a number."""
 
 
 def percent(share: float | None) -> str:
-    """Return a share in percent: 0.6615 as ``66.2``."""
+    """Text of a share in percent: 0.6615 as ``66.2``."""
     return NO_VALUE if share is None else f"{100 * share:.1f}"
 
 
 def percent_range(interval: Interval | None) -> str:
-    """Return an interval of a share in percent: (0.6198, 0.7003) as ``62.0 to 70.0``."""
+    """Text of an interval of a share in percent: (0.6198, 0.7003) as ``62.0 to 70.0``."""
     return NO_VALUE if interval is None else " to ".join(map(percent, interval))

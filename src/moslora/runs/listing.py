@@ -1,4 +1,4 @@
-"""All runs below a folder as a table: what they are, how far they came, their scores. Importing this loads no torch."""
+"""Table of all runs below a folder: model, progress and scores. Importing this module does not load torch."""
 
 import os
 from collections.abc import Iterator
@@ -16,25 +16,25 @@ from moslora.runs.run import CHECKPOINTS, EVALUATIONS, RESULT, Run, result_of
 from moslora.runs.strength import strength_of
 
 NOT_SEARCHED = (RESULT, CHECKPOINTS, EVALUATIONS, "merged", "peft")
-"""Folders of a run in which there are no other runs."""
+"""Folders of a run that contain no other run."""
 
 
 def table_of_runs(folder: Path) -> list[list[str]]:
-    """Header first: every run at or below ``folder``."""
+    """Table of every run at or below ``folder``, header first."""
     rows = []
     for run in _runs_below(folder):
         name = run.path if run.path == folder else run.path.relative_to(folder)
         rows.append([str(name), *_row(run)])
     if not rows:
-        what = "no runs here" if folder.is_dir() else "no such folder"
+        what = "no runs" if folder.is_dir() else "no such folder"
         raise UsageError(f"{folder}: {what}; name the folder they are in, or train one: moslora train RECIPE")
     return [["run", "base", "adapter", "steps", "state", "scores"], *rows]
 
 
 def _runs_below(folder: Path) -> Iterator[Run]:
-    """In the order of their paths."""
+    """Runs at or below ``folder``, sorted by path."""
     for place, below, files in os.walk(folder):
-        below[:] = sorted(name for name in below if not name.startswith("."))  # where os.walk goes on
+        below[:] = sorted(name for name in below if not name.startswith("."))  # os.walk continues in these
         if RECIPE in files and MANIFEST not in files:
             yield Run(Path(place))
             below[:] = [name for name in below if name not in NOT_SEARCHED]
@@ -70,12 +70,12 @@ def _row(run: Run) -> list[str]:
 
 
 def _scores(run: Run) -> Iterator[str]:
-    """Scores of each evaluation, with a remark where the run, its base and its checkpoints were not asked the same;
-    without those of evaluations that were interrupted, which would be over a part."""
+    """Scores of each finished evaluation, with a remark if the run, its base and its checkpoints were asked different
+    questions; then the names of unfinished evaluations."""
     evaluations = []
     interrupted = []
     for folder in run.evaluations:
-        with suppress(MosloraError):  # a damaged file, which is told where the scores are read
+        with suppress(MosloraError):  # a damaged file, which commands that read scores report
             evaluation = read_evaluation(folder)
             if evaluation.unfinished or not is_finished(folder):
                 interrupted.append(folder.name)

@@ -1,4 +1,4 @@
-"""The manifest of an adapter folder, with the hashes of every file and of itself, and its recipe."""
+"""The manifest of an adapter folder, with the hashes of all its files and of itself, and the stored recipe."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from moslora.recipe import Recipe, load_recipe
 from moslora.version import __version__
 
 FORMAT = 3
-"""Raised when a reader needs what earlier folders lack: since 3, a base's fingerprint is of all its bytes."""
+"""Number that rises when readers need what earlier folders lack. Since 3, a base's fingerprint covers all its bytes."""
 
 WEIGHTS = "adapter.safetensors"
 RECIPE = "recipe.yaml"
@@ -19,24 +19,24 @@ MANIFEST = "manifest.json"
 OWN_HASH = "manifest_sha256"
 
 TRUST = "model.trust_remote_code"
-"""The one key that is never read from a stored recipe, since its author may be anyone."""
+"""Key that is never read from a stored recipe, since its author may be anyone."""
 
 NO_TRUST = f"{TRUST}=false"
-"""The override that takes the trust away from a stored recipe, and from what it extends."""
+"""Override that withdraws trust in remote code from a stored recipe and from the recipes that it extends."""
 
 
 def with_own_hash(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """``manifest`` with the sha256 of its content, as canonical JSON, under :data:`OWN_HASH`."""
+    """Return ``manifest`` with the sha256 of its canonical JSON under :data:`OWN_HASH`."""
     text = json.dumps(manifest, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return {**manifest, OWN_HASH: hashlib.sha256(text.encode()).hexdigest()}
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest, without its own hash, which is checked."""
+    """Read the manifest of an adapter folder, check its own hash, and leave that out."""
     path = folder / MANIFEST
     try:
         manifest: dict[str, Any] = json.loads(path.read_bytes())
-        # First of all, and so in every format: a damaged number must not look like that of a newer version.
+        # Before the format is read, since a damaged format number must not look like a newer version.
         if manifest.pop(OWN_HASH) != with_own_hash(manifest)[OWN_HASH]:
             raise MosloraError(f"{path}: altered (its sha256 differs); use another checkpoint")
         written_as = manifest["format"]
@@ -52,7 +52,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def written_recipe(path: Path, overrides: Sequence[str] = (), *, by: str | None) -> Recipe:
-    """A recipe that version ``by`` of moslora wrote; it grants no trust."""
+    """Read a recipe that version ``by`` of moslora wrote. It grants no trust in remote code."""
     try:
         return load_recipe(path, [NO_TRUST, *overrides])
     except UsageError as fault:

@@ -1,7 +1,7 @@
-"""Where weights are from: of a folder made of an adapter, ``origin.json`` beside them; of a run that continued another
-adapter, a key of its manifests and of its ``run.json``.
+"""The adapter that weights were made from.
 
-Both name no path. Other readers of a folder ignore ``origin.json``. Importing this does not load torch.
+A merged or exported folder has it in ``origin.json``; a run that continued another adapter, in its manifests and its
+``run.json``. Neither names a path. Importing this module does not load torch.
 """
 
 import os
@@ -30,30 +30,31 @@ CONTINUED_FROM = "continued_from"
 
 @dataclass(frozen=True)
 class Origin:
-    """An adapter that weights are from."""
+    """Adapter that weights were made from."""
 
-    run: str  # its name; of an adapter of PEFT, of its folder
+    run: str  # name of its run, or of the folder of PEFT's adapter
     adapter: str  # sha256 of its weights
-    step: int | None = None  # of the adapter; ``None`` for one that no training here has made
-    steps: int | None = None  # that its run was to have; ``None`` if not known, or if validations chose the step or end
-    base: str = ""  # its id on the hub, the built-in one's name, or the last part of a local path
-    fingerprint: str = ""  # of the base
-    gate_tasks: tuple[str, ...] = ()  # those whose embeddings its task gate had trained
-    continued_from: "Origin | None" = None  # the adapter that its run had continued
-    strength: float | None = None  # at which it applies what its run has learned; ``None`` as it was trained
+    step: int | None = None  # step of the adapter; ``None`` if no run of moslora trained it
+    steps: int | None = None  # planned steps of its run; ``None`` if unknown, or if validations chose the step or end
+    base: str = ""  # hub id or built-in name of its base, or the last part of a local path
+    fingerprint: str = ""  # fingerprint of the base
+    gate_tasks: tuple[str, ...] = ()  # tasks whose embeddings its task gate was trained on
+    continued_from: "Origin | None" = None  # adapter that its run continued
+    strength: float | None = None  # strength of its change of the base; ``None`` as it was trained
 
     @property
     def unfinished(self) -> bool:
+        """Whether the adapter is a checkpoint before the last planned step of its run."""
         return self.step is not None and self.steps is not None and self.step < self.steps
 
     @property
     def facts(self) -> dict[str, Any]:
-        """JSON values for the manifests of a run that continues it, from which `predecessor_of` reads it back."""
-        return {CONTINUED_FROM: asdict(replace(self, base=""))}  # which may be a path
+        """JSON values for the manifests of a run that continues the adapter, which `predecessor_of` reads back."""
+        return {CONTINUED_FROM: asdict(replace(self, base=""))}  # the base may be a path
 
     @property
     def with_hash(self) -> str:
-        """In words, also what it was continued from."""
+        """Text with the hash of the weights, and with the adapters that it continued."""
         said = f"{self} (sha256 {self.adapter[:12]}…)"
         if self.continued_from is not None:
             said += f", which continued {self.continued_from.with_hash}"
@@ -70,11 +71,12 @@ class Origin:
 
 
 def write_origin(folder: Path, origin: Origin) -> None:
+    """Write ``origin.json`` into ``folder``."""
     write_json(folder / ORIGIN, {**asdict(origin), "moslora": __version__})
 
 
 def read_origin(folder: Path) -> Origin | None:
-    """What ``folder`` says; ``None`` if it does not say it."""
+    """Origin in ``folder``; ``None`` if its ``origin.json`` is missing or damaged."""
     try:
         origin = TypeAdapter(Origin).validate_json((folder / ORIGIN).read_bytes(), strict=True)
     except (OSError, ValidationError):
@@ -83,30 +85,30 @@ def read_origin(folder: Path) -> Origin | None:
 
 
 def predecessor_of(facts: Mapping[str, Any]) -> Origin | None:
-    """The adapter that a run continued, by its manifest or its ``run.json``; ``None`` if it continued none."""
-    known = facts.get(CONTINUED_FROM)
-    return None if known is None else TypeAdapter(Origin).validate_python(_upgraded(known))
+    """Adapter that a run continued, by its manifest or its ``run.json``; ``None`` if it started at the base."""
+    values = facts.get(CONTINUED_FROM)
+    return None if values is None else TypeAdapter(Origin).validate_python(_upgraded(values))
 
 
-def _upgraded(known: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the facts of an origin; those of earlier versions have its step as ``steps``."""
-    if "sha256" not in known:
-        return known
-    before = known[CONTINUED_FROM]
+def _upgraded(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the facts of an origin in the present form; earlier versions have its step as ``steps``."""
+    if "sha256" not in values:
+        return values
+    before = values[CONTINUED_FROM]
     return {
-        "run": known["name"],
-        "adapter": known["sha256"],
-        "step": known["steps"],
-        "gate_tasks": known["gate_tasks"],
+        "run": values["name"],
+        "adapter": values["sha256"],
+        "step": values["steps"],
+        "gate_tasks": values["gate_tasks"],
         CONTINUED_FROM: before and _upgraded(before),
-        STRENGTH: known.get(STRENGTH),
+        STRENGTH: values.get(STRENGTH),
     }
 
 
 def locate_predecessor(place: str) -> Path:
-    """The folder that ``adapter.continue_from`` means: an adapter folder, or one in PEFT's format.
+    """Folder that ``adapter.continue_from`` names: an adapter folder, or one in PEFT's format.
 
-    Of an unfinished run it is the newest checkpoint, which is noted.
+    For an unfinished run it is the newest checkpoint, with a note.
     """
     path = Path(os.path.expanduser(place))
     if has_adapter_files(path):
@@ -123,14 +125,14 @@ def locate_predecessor(place: str) -> Path:
 
 
 def origin_of_peft(folder: Path) -> Origin:
-    """Of the adapter in PEFT's format in ``folder``; an export of a run says which run that was."""
+    """Origin of the adapter in PEFT's format in ``folder``. An export of a run has the run's name."""
     _, weights = adapter_files(folder)
     origin = read_origin(folder) or Origin(folder.resolve().name, "")
     return replace(origin, adapter=sha256(weights))
 
 
 def hash_of_predecessor(place: str | None) -> str | None:
-    """sha256 of the weights that ``adapter.continue_from`` names; ``None`` if it names none."""
+    """sha256 of the weights that ``adapter.continue_from`` names; ``None`` without it."""
     if place is None:
         return None
     folder = locate_predecessor(place)

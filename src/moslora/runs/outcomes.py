@@ -1,4 +1,4 @@
-"""The numbers of a question that can be compared. A new one is an entry of :data:`OUTCOMES`, and nothing else."""
+"""Outcomes: the numbers of a question that can be compared. A new outcome needs only an entry of :data:`OUTCOMES`."""
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -10,18 +10,20 @@ from pydantic import AfterValidator
 from moslora.runs.answers import TaskAnswers
 
 Column = tuple[float, ...]
-"""A number of each question, or text, of a task."""
+"""One number for each question, or text, of a task."""
 
 
 def right_undivided(answers: TaskAnswers) -> Column:
-    """1 if the option with the best score is the right one (cloze: lm-eval's ``acc``), or the one that a generated text
-    names; of an open-ended question if an accepted answer was given (lm-eval's ``exact_match``). The outcome
-    ``accuracy`` is `right`."""
+    """1 for each right answer by undivided scores (cloze: lm-eval's ``acc``), by the option that a generated text
+    names, or by accepted answers (open-ended questions: lm-eval's ``exact_match``).
+
+    The outcome ``accuracy`` is `right`.
+    """
     return _of_right(answers, answers.prediction)
 
 
 def right(answers: TaskAnswers) -> Column:
-    """1 if the answer is right by the protocol's main metric: cloze divides every score by its option's characters
+    """1 for each answer that is right by the protocol's main metric: cloze divides a score by its option's characters
     (lm-eval's ``acc_norm``)."""
     return _of_right(answers, answers.chosen)
 
@@ -39,12 +41,12 @@ def log_probability(answers: TaskAnswers) -> Column:
 
 
 def log_probability_summed(answers: TaskAnswers) -> Column:
-    """The same, with s the log-probabilities of the options' texts, summed and not per character."""
+    """s[gold] − log Σ exp(s) in nats, with s the summed log-probabilities of the options' texts, not per character."""
     return _log_softmax_of_right(answers.scores, answers.gold)
 
 
 def _log_softmax_of_right(scores: Sequence[Sequence[float]], gold: Sequence[int]) -> Column:
-    """Of each question, with the scores of its options and the position of the right one."""
+    """s[gold] − log Σ exp(s) for each question, from the scores of its options and the position of the right one."""
     return tuple(log_softmax(row)[position] for row, position in zip(scores, gold, strict=True))
 
 
@@ -73,25 +75,25 @@ def nats_per_byte(answers: TaskAnswers) -> Column:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A number of each question, or text: what it is, how it is written, and which difference matters.
+    """Kind of number that a question or text has: how it is computed and written, and which difference matters.
 
     Attributes:
-        name: in recipes, options and tables.
-        title: its column in a table.
-        unit: of its numbers, times ``factor``.
+        name: its name in recipes, options and tables.
+        title: title of its column in a table.
+        unit: unit of its numbers times ``factor``.
         factor: 100 for a share in percent.
-        digits: of one run's mean; a difference has one more.
-        fine: digits of a mean over seeds, and of a difference in a sentence.
-        margin: a difference below it, in ``unit``, does not matter; 0 if nobody knows which.
-        of: computes it from the answers of a task; ``None`` for one of a log, which has the numbers.
-        of_texts: texts have it, and questions do not.
-        of_runs: a run has one such number, and questions have none (`moslora.runs.evaluation`).
-        binary: it is 0 or 1.
-        scored: it is read from the options' scores, which ``generate`` does not have.
-        per_character: only a protocol that divides its scores by characters has it.
-        direction: 1 if more is better, -1 if less is; 0 if nobody knows, as of a log's own numbers.
-        always_shown: tables have it although nobody named it.
-        says: what a rise and a fall say of one arm against another, with ``{size}``, ``{before}`` and ``{questions}``.
+        digits: decimals of one run's mean; a difference has one more.
+        fine: decimals of a mean over seeds, and of a difference in a sentence.
+        margin: a smaller difference, in ``unit``, does not matter; 0 if not known.
+        of: function that computes it from the answers of a task; ``None`` for a number of a log or of a run.
+        of_texts: whether texts have it instead of questions.
+        of_runs: whether a whole run has it instead of questions.
+        binary: whether it is 0 or 1.
+        scored: whether it needs the options' scores, which ``generate`` does not have.
+        per_character: whether only a protocol that divides scores by characters has it.
+        direction: 1 if more is better, -1 if less is; 0 if not known, as for numbers of a log.
+        always_shown: whether tables show it without being asked.
+        says: sentences for a rise and a fall against another arm, with ``{size}``, ``{before}`` and ``{questions}``.
     """
 
     name: str
@@ -112,27 +114,29 @@ class Outcome:
     says: tuple[str, str] = ("is {size} above {before} over {questions}", "is {size} BELOW {before} over {questions}")
 
     def level(self, value: float) -> str:
+        """Text of a mean: 66.2."""
         return f"{self.factor * value:.{self.digits}f}"
 
     def change(self, value: float) -> str:
-        """A difference, with one more digit: +0.31."""
+        """Text of a difference, with one more decimal: +0.31."""
         return f"{self.factor * value:+.{self.digits + 1}f}"
 
     def size(self, value: float) -> str:
-        """A difference as sentences have it: 0.0310."""
+        """Text of a difference in a sentence: 0.0310."""
         return f"{self.factor * value:.{self.fine}f}"
 
     def amount(self, value: float) -> str:
-        """Its `size` without a sign, with the unit."""
+        """Text of the size of a difference with the unit: 0.0310 nats."""
         return f"{self.size(abs(value))} {self.unit}"
 
     def side(self, value: float) -> str:
-        """What the sign of a difference says; of a log's own numbers nobody knows which are better."""
+        """Word for the sign of a difference: better or worse, or higher or lower if the direction is not known."""
         if not self.direction:
             return "higher" if value > 0 else "lower"
         return "better" if (value > 0) == (self.direction > 0) else "worse"
 
     def range(self, interval: tuple[float, float]) -> str:
+        """Text of an interval of a difference: +0.11 to +0.51."""
         return f"{self.change(interval[0])} to {self.change(interval[1])}"
 
 
@@ -237,7 +241,7 @@ OutcomeName = Annotated[str, AfterValidator(_known)]
 
 
 def with_outcomes(answers: TaskAnswers) -> TaskAnswers:
-    """These answers with every outcome that they give, beside those that they had."""
+    """Return the answers with every outcome that can be computed from them; outcomes that they have are kept."""
     outcomes = {}
     for name, outcome in OUTCOMES.items():
         if outcome.of is not None and _has(answers, outcome):
@@ -246,7 +250,7 @@ def with_outcomes(answers: TaskAnswers) -> TaskAnswers:
 
 
 def _has(answers: TaskAnswers, outcome: Outcome) -> bool:
-    """Whether these answers have the columns that an outcome is read from."""
+    """Whether the answers have the columns that an outcome is computed from."""
     if outcome.of_texts:
         return answers.are_texts
     if outcome.per_character and not answers.characters:
@@ -257,12 +261,12 @@ def _has(answers: TaskAnswers, outcome: Outcome) -> bool:
 
 
 DEFAULTS = ("accuracy", "acc_norm", "acc", "exact_match", "score", "nats_per_byte")
-"""The first of these that all have is compared by default."""
+"""Outcomes in the order in which the default is chosen: the first that all runs have."""
 
 
 def measure(outcome: str, values: Collection[float]) -> Outcome:
-    """How an outcome with these values is written: a log's in points if each is 0 or 1, else as it is. Numbers between
-    0 and 1 may be losses, or of any kind."""
+    """`Outcome` of this name. A log's own outcome is in points if all its values are 0 or 1; other values are shown as
+    they are, since they may be losses or anything else."""
     if outcome in OUTCOMES:
         return OUTCOMES[outcome]
     if set(values) <= {0, 1}:

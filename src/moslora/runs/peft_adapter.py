@@ -1,4 +1,4 @@
-"""A LoRA adapter's folder as written by PEFT, or by the MoSLoRA repository's patched PEFT 0.3.
+"""Reader of LoRA adapters that PEFT, or the MoSLoRA repository's patched PEFT 0.3, wrote.
 
     y = W x + s · lora_B(lora_AB(lora_A(x))),   s = lora_alpha / r, or lora_alpha / √r with use_rslora
 
@@ -24,7 +24,7 @@ from moslora.runs.adapter_folder import load_tensors
 from moslora.runs.peft_files import CONFIG
 
 _KEY = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<part>AB|A|B)(\.default)?\.weight")
-"""The name of a LoRA weight."""
+"""Pattern of the name of a LoRA weight."""
 
 _HARMLESS = {
     *("auto_mapping", "eva_config", "inference_mode", "megatron_core", "merge_weights"),
@@ -33,15 +33,15 @@ _HARMLESS = {
 """Settings that do not change what a trained adapter computes."""
 
 _OFF: Mapping[str, tuple[Any, ...]] = {"bias": ("none",), "init_lora_weights": (True, "gaussian", "orthogonal", "eva")}
-"""Values that add nothing to B · M · A, besides ``None``, ``False`` and what is empty: PEFT's defaults, and starts."""
+"""Values of settings that add nothing to B · M · A, besides ``None``, ``False`` and empty ones."""
 
 
 Modules = list[str] | str
-"""What PEFT finds layers by: ends of their names, or a regular expression of the whole name."""
+"""Layers as PEFT names them: ends of their names, or a regular expression for whole names."""
 
 
 class LoraSettings(BaseModel):
-    """The settings of ``adapter_config.json`` that are read; any other must be off or harmless."""
+    """Settings that are read from ``adapter_config.json``; every other setting must be off or harmless."""
 
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
 
@@ -61,24 +61,24 @@ class LoraSettings(BaseModel):
 
     @property
     def official(self) -> bool:
-        """Whether the MoSLoRA repository's PEFT wrote it, which also sets this for its LoRA baselines."""
+        """Whether the MoSLoRA repository's PEFT wrote the adapter, be it MoSLoRA or its LoRA baseline."""
         return self.lora_use_mixer is not None
 
     @property
     def scale(self) -> float:
-        """s."""
+        """Scale s of the adapter."""
         return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
 
 
 Layers = Mapping[str, Mapping[str, Tensor]]
-"""The float32 weights A, AB and B of each layer, as far as it has them."""
+"""Layer -> part (A, AB or B) -> float32 weight: A ``(r, in)``, AB ``(r, r)``, B ``(out, r)``."""
 
 OURS = {"A": "lora_a", "AB": "mixer.weight", "B": "lora_b"}
-"""These weights in the order in which they are applied, and their names in an adapter of ours."""
+"""Part -> parameter name in moslora's adapters, in the order in which the parts are applied."""
 
 
 def read_settings(path: Path) -> LoraSettings:
-    """The settings, of which any that is not understood is refused."""
+    """Read ``adapter_config.json`` and refuse every setting that is not understood."""
     try:
         values = from_json(path.read_bytes())
         if not isinstance(values, dict):
@@ -107,8 +107,10 @@ def read_settings(path: Path) -> LoraSettings:
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """The weights as the file names them: safetensors, or a pickle of tensors alone, by torch's reader that runs no
-    code. Nothing else here opens a pickle."""
+    """Read the weights by the file's names, from safetensors or from a pickle of tensors alone.
+
+    torch reads the pickle without running code. No other function opens a pickle.
+    """
     if path.suffix == ".safetensors":
         return load_tensors(path)
     try:
@@ -122,7 +124,11 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 
 def read_layers(path: Path, settings: LoraSettings) -> Layers:
-    """The weights by layer and part; refused if the settings leave a layer out, or give it another rank or scale."""
+    """Read the weights by layer and part.
+
+    Raises:
+        UsageError: the settings leave out a layer with weights, or give it another rank or scale.
+    """
     tensors = load_weights(path)
     layers: dict[str, dict[str, Tensor]] = {}
     faults = [] if tensors else ["contains no LoRA weights; import a checkpoint of the Trainer"]
@@ -142,7 +148,7 @@ def read_layers(path: Path, settings: LoraSettings) -> Layers:
 
 
 def _misfits(settings: LoraSettings, layers: Collection[str]) -> Iterator[str]:
-    """What the settings do not say of layers with weights. A layer is found as PEFT finds it."""
+    """Lines that say which layers with weights contradict the settings. Layers are matched as PEFT matches them."""
 
     def is_named(layer: str, modules: Modules | None) -> bool:
         if isinstance(modules, str):
@@ -163,7 +169,7 @@ def _misfits(settings: LoraSettings, layers: Collection[str]) -> Iterator[str]:
 
 
 def own_section(settings: LoraSettings, layers: Collection[str]) -> dict[str, Any]:
-    """The section ``adapter`` of a recipe whose adapter of ours has these settings and is on these layers."""
+    """Section ``adapter`` of a recipe for an adapter with these settings on these layers."""
     targets: Modules = sorted({layer.rpartition(".")[2] for layer in layers})
     if isinstance(settings.target_modules, str):
         targets = settings.target_modules
@@ -180,7 +186,7 @@ def own_section(settings: LoraSettings, layers: Collection[str]) -> dict[str, An
 
 
 def own_state(layers: Layers) -> dict[str, Tensor]:
-    """The weights under the names that they have in an adapter of ours."""
+    """Weights by the parameter names of moslora's adapters."""
     state: dict[str, Tensor] = {}
     for name, parts in layers.items():
         state |= {f"{name}.{OURS[part]}": value for part, value in parts.items()}

@@ -1,4 +1,4 @@
-"""A model's answer to one question: what a protocol makes, and a line of ``predictions.jsonl``."""
+"""A model's answer to one question: the result of a protocol, and a line of ``predictions.jsonl``."""
 
 import dataclasses
 import json
@@ -17,25 +17,27 @@ class Prediction:
 
     id: str
     task: str
-    gold: int | None  # position of the right option; ``None`` of an open-ended question, which has none
-    # position of the option with the best score, the first of equals; generate: of the option named in the text; of an
-    # open-ended question that of the accepted answer in the text; ``None`` if it has none
+    gold: int | None  # position of the right option; ``None`` for an open-ended question
+    # position of the option with the best score (the first of equal ones), of the option that the generated text names,
+    # or of the accepted answer that it gives; ``None`` without one
     prediction: int | None
-    # log-probability of each option in nats: among the options (choice), or of its tokens, summed (cloze, texts)
+    # log-probability of each option in nats: among the options (choice), or summed over its tokens (cloze, texts)
     scores: tuple[float, ...] = ()
-    characters: tuple[int, ...] = ()  # of each option, by which cloze divides the scores
-    text: str | None = None  # that was written
-    answer: str | None = None  # the label found in generate's text, or what was read as an answer in words, or ""
-    truncated: bool = False  # the prompt lost its beginning because it was too long, or a text its end
-    bytes: int = 0  # of a text, its only option: those in UTF-8 that the score is of
-    refused: str = ""  # why a server has not answered; such a question counts in no average
+    characters: tuple[int, ...] = ()  # number of characters of each option, by which cloze divides the scores
+    text: str | None = None  # generated text
+    answer: str | None = None  # label, or answer in words, that was read from the generated text; "" without one
+    truncated: bool = False  # whether a long prompt lost its beginning, or a long text its end
+    bytes: int = 0  # number of UTF-8 bytes that the score of a measured text covers
+    refused: str = ""  # reason why a server did not answer; such a question counts in no average
 
     @classmethod
     def of(
         cls, example: Example, scores: Sequence[float], *, characters: tuple[int, ...] = (), truncated: bool
     ) -> "Prediction":
-        """The option with the best score. Scores are rounded to 1e-6 nats here rather than on the way to the disk, so
-        that a resumed evaluation equals an uninterrupted one."""
+        """Prediction of the option with the best score.
+
+        Scores are rounded to 1e-6 nats before they decide, so that a resumed evaluation equals an uninterrupted one.
+        """
         if not all(math.isfinite(score) for score in scores):
             raise MosloraError(f"{example.id}: scores are not finite, {scores}; use --dtype bfloat16 or float32")
         rounded = tuple(round(score, 6) for score in scores)
@@ -43,19 +45,19 @@ class Prediction:
 
     @property
     def deciding_scores(self) -> tuple[float, ...]:
-        """The scores behind the primary metric: per character if there are ``characters``."""
+        """Scores that decide which option is chosen: per character if there are ``characters``."""
         return deciding(self.scores, self.characters)
 
     def to_json(self) -> str:
-        """One line, without fields that have their default or that others give."""
-        known = {field.name: field.default for field in dataclasses.fields(self)}
-        known |= _given(self.id, self.scores)
-        fields = {name: value for name, value in vars(self).items() if value != known[name]}
+        """Line of JSON, without fields that have their default or that follow from others."""
+        omitted = {field.name: field.default for field in dataclasses.fields(self)}
+        omitted |= _given(self.id, self.scores)
+        fields = {name: value for name, value in vars(self).items() if value != omitted[name]}
         return json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, line: str) -> "Prediction":
-        """The inverse of `to_json`, with floats equal bit for bit."""
+        """Prediction in a line of `to_json`, with floats equal bit for bit."""
         values = json.loads(line)
         for name in ("scores", "characters"):
             values[name] = tuple(values.get(name, ()))
@@ -63,7 +65,7 @@ class Prediction:
 
 
 def _given(id: str, scores: Sequence[float]) -> dict[str, Any]:
-    """The fields of a `Prediction` that its id, which begins with the task, and its scores give."""
+    """Fields of a `Prediction` that follow from its id, which begins with the task, and from its scores."""
     given: dict[str, Any] = {"task": id.partition("/")[0]}
     if scores:
         given["prediction"] = argmax(scores)
@@ -76,13 +78,13 @@ def argmax(values: Sequence[float]) -> int:
 
 
 def deciding(scores: tuple[float, ...], characters: tuple[int, ...]) -> tuple[float, ...]:
-    """The scores that decide which option is chosen: per character if there are ``characters``."""
+    """Scores that decide which option is chosen: divided by ``characters`` if there are any."""
     if not characters:
         return scores
     return tuple(score / count for score, count in zip(scores, characters, strict=True))
 
 
 def margin(scores: Sequence[float]) -> float:
-    """The best score minus the second best."""
+    """Best score minus second best score."""
     best, second = sorted(scores, reverse=True)[:2]
     return best - second

@@ -1,4 +1,4 @@
-"""Results: all numbers of an evaluation, computed from its answers. ``results.json`` has them for people alone."""
+"""Results: all numbers of an evaluation, computed from its answers. No program reads ``results.json``."""
 
 import json
 from collections import Counter
@@ -16,56 +16,57 @@ from moslora.runs.predictions import Prediction
 from moslora.runs.scores import Score, TextScore, average, score_task, score_texts
 
 NEARLY_ALL = 0.95
-"""Share of one answer from which a model counts as collapsed, and of texts with an answer below which it does."""
+"""Collapse: one answer for at least this share of the questions, or an answer in less than this share of the texts."""
 
 LEVEL = 0.01
-"""Of the one-sided test that a task is below its majority class."""
+"""Level of the one-sided test whether a task is below its majority class."""
 
 FEWEST = 10
-"""Independent questions of a task below which such a sign would be a matter of chance."""
+"""Fewest independent questions of a task that can show a collapse."""
 
 
 @dataclass(frozen=True)
 class WithoutLeaks:
-    """The numbers of the questions that are not leaks."""
+    """Numbers of the questions that are not leaks."""
 
     compared_with: str  # as in `Leaks`
     leaks: Mapping[str, int]  # task -> number of questions left out
     tasks: Mapping[str, Score]  # without tasks that have only leaks
-    macro: Score | None  # every task the same weight; ``None`` if a task has only leaks
+    macro: Score | None  # average with equal weights of the tasks; ``None`` if a task has only leaks
 
 
 @dataclass(frozen=True)
 class Results:
-    """The numbers of one evaluation."""
+    """Numbers of one evaluation."""
 
     conditions: Conditions
     tasks: Mapping[str, Score]  # of questions, in the order of evaluation
-    macro: Score | None  # every one of ``tasks`` has the same weight; ``None`` if there are none
-    micro: Score | None  # every question has the same weight
+    macro: Score | None  # average with equal weights of the tasks; ``None`` without tasks
+    micro: Score | None  # average with equal weights of the questions
     without_leaks: WithoutLeaks | None = None  # ``None`` if the leaks of a task are unknown
     texts: Mapping[str, TextScore] = field(default_factory=dict)  # sets of texts
-    unanswered: Mapping[str, int] = field(default_factory=dict)  # questions of each task that a server has refused
-    # behind the numbers; not in ``results.json``
+    unanswered: Mapping[str, int] = field(default_factory=dict)  # task -> number of questions that a server refused
+    # source of the numbers; not in ``results.json``
     predictions: tuple[Prediction, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def scores(self) -> dict[str, Score | TextScore]:
-        """Of questions and of texts."""
+        """Scores of all tasks: of questions, then of texts."""
         return {**self.tasks, **self.texts}
 
     @property
     def metric(self) -> str:
-        """What the accuracy that counts is: `Score.main` of its tasks."""
+        """Name of the main accuracy, `Score.main` of the tasks."""
         divided = any(score.accuracy_per_character is not None for score in self.tasks.values())
         return "accuracy per character" if divided else "accuracy"
 
     @property
     def collapse(self) -> list[str]:
-        """Signs that the model answers without reading, a line for each kind, with the tasks: a task below its majority
-        class by `below_majority`, not an average, as each task's majority class was chosen by these questions; one
-        answer for nearly everything, where it is not right for nearly everything; few written texts with an answer, on
-        average over the tasks that have texts."""
+        """Lines with signs that the model answers without reading the questions, and the tasks that show them.
+
+        The signs: a task below its majority class by `below_majority`; one answer for nearly all questions, unless it
+        is right for nearly all; an answer in few generated texts, on average over the tasks that have texts.
+        """
         below = []
         same = []
         for name, score in self.tasks.items():
@@ -73,7 +74,7 @@ class Results:
                 continue
             if score.below_majority is not None and score.below_majority <= LEVEL:
                 below.append(f"{name} {percent(score.main.value)} against {percent(score.majority_class)}")
-            # The accuracy of one answer to everything: in words, where nobody knows it, at most the accuracy itself.
+            # Accuracy of one answer to every question. In words it is unknown, but at most the accuracy itself.
             best = score.accuracy if score.majority_class is None else score.majority_class
             if score.same_answer is not None and score.same_answer >= NEARLY_ALL > best:
                 same.append(f"{name} {percent(score.same_answer)} %")
@@ -88,7 +89,7 @@ class Results:
         return lines
 
     def to_json(self) -> str:
-        """The text of ``results.json``. Numbers that the protocol does not have are omitted."""
+        """Text of ``results.json``, without numbers that the protocol does not have."""
         optional = ("texts", "unanswered")
         fields = {name: value for name, value in vars(self).items() if value or name not in optional}
         del fields["predictions"]
@@ -97,7 +98,7 @@ class Results:
 
 
 def _plain(value: Any) -> dict[str, Any]:
-    """The fields of a part of the results; of a score those that it has."""
+    """Fields of a part of the results, without those that a score does not have."""
     fields = dict(vars(value))
     if isinstance(value, Score):
         return {name: number for name, number in fields.items() if number is not None}
@@ -107,8 +108,7 @@ def _plain(value: Any) -> dict[str, Any]:
 
 
 def results_of(evaluation: Evaluation) -> Results:
-    """Return all numbers of an evaluation, task by task in the order of its records. A task of which only outcomes are
-    known, and no answers, has none."""
+    """Compute all numbers of an evaluation, in the order of its records. Tasks with outcomes alone have none."""
     scores: dict[str, Score] = {}
     texts: dict[str, TextScore] = {}
     for task, record in evaluation.records.items():
@@ -126,13 +126,12 @@ def results_of(evaluation: Evaluation) -> Results:
         macro = average(averaged, [1 / len(averaged)] * len(averaged))
         micro = average(averaged, [score.n / questions for score in averaged])
         without = _without_leaks(evaluation, scores)
-    assert evaluation.conditions is not None, "answers that are scored were asked here"
+    assert evaluation.conditions is not None, "only answers with conditions are scored"
     return Results(evaluation.conditions, scores, macro, micro, without, texts)
 
 
 def _without_leaks(evaluation: Evaluation, tasks: Collection[str]) -> WithoutLeaks | None:
-    """Return the numbers of the answers to ``tasks`` that are not to leaks; ``None`` if the leaks of a task are
-    unknown."""
+    """Compute the numbers of ``tasks`` without leaks; ``None`` if the leaks of a task are unknown."""
     kept: dict[str, TaskAnswers] = {}
     counts: dict[str, int] = {}
     compared_with: dict[str, None] = {}
@@ -151,8 +150,7 @@ def _without_leaks(evaluation: Evaluation, tasks: Collection[str]) -> WithoutLea
 
 
 def summarise(conditions: Conditions, predictions: Sequence[Prediction], records: Mapping[str, TaskRecord]) -> Results:
-    """Return all numbers of ``predictions``, with these behind them; ``records`` by task, in whose order the tasks
-    are."""
+    """Compute all numbers of ``predictions``, in the order of ``records``."""
     answers = EvaluationHeader(conditions, records).grouped(by_task(predictions))
     results = results_of(Evaluation(Path(), conditions, answers, records))
     unanswered = Counter(prediction.task for prediction in predictions if prediction.refused)

@@ -1,4 +1,4 @@
-"""Whether a run can be trained on, or trained again, in a folder. Importing this does not load torch."""
+"""Checks whether a run can be resumed, or trained again, in a folder. Importing this module does not load torch."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +15,7 @@ from moslora.runs.run import RESULT, Run
 
 
 def refuse_other_run(run: Run, recipe: Recipe, *, resuming: bool) -> None:
-    """Refuses a folder with anything but this run, to be resumed."""
+    """Refuse a folder that has anything but the run of ``recipe`` that is to be resumed."""
     if resuming and run.exists:
         refuse_other_recipe(run.path, then=run.recipe_to_resume(), now=recipe)
         if run.without_result:
@@ -32,11 +32,10 @@ def refuse_other_run(run: Run, recipe: Recipe, *, resuming: bool) -> None:
 
 
 def newest_saved(run: Run, recipe: Recipe) -> AdapterFolder | None:
-    """The result of ``run``, or else its newest checkpoint that is intact. It must be of this recipe. ``None`` if there
-    is none yet.
+    """Result of ``run``, or else its newest intact checkpoint, which must be of ``recipe``; ``None`` before the first.
 
     Raises:
-        MosloraError: all are damaged.
+        MosloraError: the result and all checkpoints are damaged.
     """
     places = [path for path in (run.result, *run.checkpoints[::-1]) if path.is_dir()]
     for path in places:
@@ -58,8 +57,8 @@ def newest_saved(run: Run, recipe: Recipe) -> AdapterFolder | None:
 
 
 def best_checkpoint(run: Run, manifest: Mapping[str, Any], training: TrainingSection) -> Path | None:
-    """The checkpoint of the best step of ``run`` when the one with this ``manifest`` was written; ``None`` if the run
-    keeps none, or if there was none yet. ``training`` are its settings."""
+    """Checkpoint of the best step of ``run`` at the time when the adapter folder with this ``manifest`` was written;
+    ``None`` if the run does not keep its best step, or had none yet."""
     best = best_of(manifest)
     if training.result != "best" or best is None or best.step is None:
         return None
@@ -67,8 +66,8 @@ def best_checkpoint(run: Run, manifest: Mapping[str, Any], training: TrainingSec
 
 
 def refuse_other_recipe(folder: Path, *, then: Recipe, now: Recipe) -> None:
-    """Refuses to resume ``folder`` with a recipe that differs in what a resumed run keeps."""
-    # Paths are relative in runs of earlier versions, and in what is typed.
+    """Refuse to resume ``folder`` with a recipe that differs in a key that must not change."""
+    # Paths are relative in overrides, and in runs of earlier versions.
     differences = with_absolute_paths(now).differences(with_absolute_paths(then), *KEPT)
     if differences:
         raise UsageError(
@@ -78,7 +77,7 @@ def refuse_other_recipe(folder: Path, *, then: Recipe, now: Recipe) -> None:
 
 
 def refuse_reproduction(run: Run, out: Path) -> None:
-    """Refuses to train ``run`` again if it has no result to compare with, or in a folder with anything else."""
+    """Refuse to train ``run`` again if it has no result to compare with, or in a folder that has anything else."""
     recipe = run.recipe_to_resume()
     if not run.finished:
         raise UsageError(f"{run.path}: nothing to compare with; resume it: {run.resume_command}")

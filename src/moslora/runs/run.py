@@ -1,4 +1,4 @@
-"""A run on disk: where it lies, and all that is in its folder. Nobody else knows the names of these files.
+"""A run on disk and the files in its folder, whose names are defined only here.
 
 ``recipe.yaml``    the resolved recipe    ``run.json``       the run's card: how it was made
 ``metrics.jsonl``  a line per record      ``checkpoints/``   the newest, to resume from, and the best
@@ -6,7 +6,7 @@
 ``strength.json``  the curve of its strength, by `moslora.strength`
 ``contents.bin``   hashes of the training rows, by which an evaluation finds leaks
 
-Importing this does not load torch.
+Importing this module does not load torch.
 """
 
 import json
@@ -37,10 +37,10 @@ EVALUATIONS = "eval"
 SETTINGS = "settings.json"
 PREDICTIONS = "predictions.jsonl"
 RESULTS = "results.json"
-"""In the folder of an evaluation: its head, a line per question, and the numbers, which are there once it is done."""
+"""Files of an evaluation: its header, a line per question, and the numbers, written at the end."""
 
 BESIDE = re.compile(r"(?:-base|-step-\d+|-at-.+)+$")
-"""Ends the name of an evaluation that is not of the run's result, but of its base, of a checkpoint, or of a server."""
+"""End of the name of an evaluation of a base, a checkpoint or a server, rather than of a run's result."""
 
 
 def refuse_inside_adapter(out: Path) -> None:
@@ -52,27 +52,29 @@ def refuse_inside_adapter(out: Path) -> None:
 
 @dataclass(frozen=True)
 class Run:
-    """The run in the folder ``path``, which need not exist yet."""
+    """Run in the folder ``path``, which need not exist yet."""
 
     path: Path
 
     @property
     def name(self) -> str:
+        """Name of the run's folder."""
         return self.path.resolve().name
 
     @property
     def exists(self) -> bool:
-        """Whether there is a recipe to train by."""
+        """Whether the folder has a recipe."""
         return (self.path / RECIPE).is_file()
 
     @property
     def result(self) -> Path:
-        """The adapter folder of the finished run."""
+        """Adapter folder of the finished run."""
         return self.path / RESULT
 
     @property
     def finished(self) -> bool:
-        return os.path.isfile(self.result / MANIFEST)  # False of a folder of others, where Path.is_file raises
+        """Whether the run has its result."""
+        return os.path.isfile(self.result / MANIFEST)  # Path.is_file raises for a folder without permission
 
     @property
     def begun(self) -> bool:
@@ -81,46 +83,47 @@ class Run:
 
     @property
     def made_elsewhere(self) -> bool:
-        """Whether it is no training's own: imported, or another run's adapter at a strength."""
+        """Whether no training made the run: an import, or another run's adapter at a strength."""
         return not {"imported", STRENGTH}.isdisjoint(self.facts)
 
     @property
     def without_result(self) -> bool:
-        """Whether training ended, and its result and checkpoints were removed since."""
+        """Whether training ended, but its result and checkpoints were removed."""
         return "seconds" in self.facts and not self.adapters
 
     @property
     def resume_command(self) -> str:
+        """Command that resumes the run."""
         return f"moslora train {shlex.quote(str(self.path))} --resume"
 
     @property
     def checkpoints(self) -> list[Path]:
-        """The complete checkpoints, oldest first; unfinished ones have other names."""
+        """Complete checkpoints, oldest first. Incomplete ones have other names."""
         complete = [path for path in (self.path / CHECKPOINTS).glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
         return sorted(complete, key=_step_of)
 
     def checkpoint(self, step: int) -> Path:
-        """Where the checkpoint after ``step`` updates is, or would be."""
+        """Path of the checkpoint after ``step`` updates, which need not exist."""
         return self.path / CHECKPOINTS / f"step-{step}"
 
     @property
     def contents(self) -> Path:
-        """`moslora.data.overlap.digest` of each training row, by which an evaluation finds leaks."""
+        """File with the `moslora.data.overlap.digest` of each training row, which shows leaks."""
         return self.path / "contents.bin"
 
     @property
     def curve(self) -> Path:
-        """The curve of its strength, as `moslora.strength.curve` writes it."""
+        """File of the strength curve, which `moslora.strength.curve` writes."""
         return self.path / "strength.json"
 
     @property
     def adapters(self) -> list[Path]:
-        """The adapter folders: the result, then the checkpoints, newest first."""
+        """Adapter folders: the result, then the checkpoints, newest first."""
         return [*([self.result] if self.finished else []), *self.checkpoints[::-1]]
 
     @property
     def facts(self) -> dict[str, Any]:
-        """The content of run.json; empty if the run was killed before it was written, or if it is damaged."""
+        """Content of ``run.json``; empty if the file is missing or damaged."""
         try:
             facts = json.loads((self.path / RUN).read_bytes())
         except (OSError, ValueError):
@@ -128,32 +131,31 @@ class Run:
         return facts if isinstance(facts, dict) else {}
 
     def add_facts(self, **facts: Any) -> None:
-        """Adds to run.json, also while another process does. A mapping is added to the one that is there."""
+        """Add facts to ``run.json``, under a lock. A mapping is merged into an existing one."""
         card = self.path / RUN
         with writing(card), once_per_machine(card):
-            known = self.facts
+            content = self.facts
             for key, fact in facts.items():
-                then = known.get(key)
-                known[key] = then | fact if isinstance(fact, dict) and isinstance(then, dict) else fact
-            write_json(card, known)
+                before = content.get(key)
+                content[key] = before | fact if isinstance(fact, dict) and isinstance(before, dict) else fact
+            write_json(card, content)
 
     def begin(self, recipe: Recipe, card: dict[str, Any]) -> None:
-        """Makes the folder with the recipe and a new ``run.json``; of an older one stays what the run belongs to."""
+        """Write the recipe and a new ``run.json``, which keeps the experiment and the trackers' ids of an older one."""
         write_text(self.path / RECIPE, recipe.to_yaml())
         with once_per_machine(self.path / RUN):
-            known = self.facts
-            kept = {key: fact for key, fact in known.items() if key == "experiment" or key.endswith("_id")}
+            kept = {key: fact for key, fact in self.facts.items() if key == "experiment" or key.endswith("_id")}
             write_json(self.path / RUN, card | kept)
 
     @cached_property
     def recipe(self) -> Recipe:
-        """How it was trained; it grants no trust in remote code."""
+        """Recipe of the training. It grants no trust in remote code."""
         return written_recipe(self.path / RECIPE, by=self.facts.get("versions", {}).get("moslora"))
 
     def recipe_to_resume(self, overrides: Sequence[str] = ()) -> Recipe:
-        """The recipe to train on with; ``overrides`` have to repeat that remote code is trusted."""
+        """Recipe to resume with. ``overrides`` have to repeat trust in remote code."""
         if self.made_elsewhere or (self.path / MANIFEST).is_file() or not self.exists:
-            locate_adapter(self.path)  # a clearer message if there is no adapter either
+            locate_adapter(self.path)  # has a clearer message if there is no adapter
             raise UsageError(
                 f"{self.path}: no run of a training with its {RECIPE}, so it cannot be resumed; continue it in a new"
                 f" run: adapter.continue_from={shlex.quote(str(self.path))}"
@@ -164,7 +166,7 @@ class Run:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """The rows of ``metrics.jsonl``, each with a step; none without the file."""
+        """Rows of ``metrics.jsonl``, each with a step; none without the file."""
         path = self.path / METRICS
         if not path.exists():
             return []
@@ -180,7 +182,7 @@ class Run:
 
     @property
     def steps_done(self) -> int:
-        """Number of updates that are saved."""
+        """Number of updates in the newest saved adapter."""
         if self.finished or self.without_result:
             facts = self.facts
             return int(facts.get(TRAINED_STEPS, facts.get("steps", 0)))
@@ -188,7 +190,7 @@ class Run:
 
     @property
     def best(self) -> Best | None:
-        """What chose its result, if it is finished and validations did."""
+        """Best validation, if it chose the result of the run; otherwise ``None``."""
         best = best_of(self.facts)
         if best is None or best.step is None or self.recipe.training.result != "best":
             return None
@@ -196,7 +198,7 @@ class Run:
 
     @property
     def validation_loss(self) -> float | None:
-        """That of its result, or else the last one so far; infinite if it was not finite, ``None`` without any."""
+        """Validation loss of the result, or else the last one; infinite if it was not finite, ``None`` without any."""
         best = self.best
         if best is not None and best.by == "loss" and not self.made_elsewhere:
             return best.value
@@ -204,19 +206,19 @@ class Run:
         if not losses:
             return None
         loss = losses.get(best.step if best else max(losses))
-        return math.inf if loss is None else float(loss)  # as JSON has it where it was not finite
+        return math.inf if loss is None else float(loss)  # null in JSON if it was not finite
 
     def validation_at_start(self, by: BestBy) -> float | None:
-        """That before the first step; ``None`` without one, or if it was not finite."""
+        """Validation loss or accuracy before the first step; ``None`` without one, or if it was not finite."""
         return next((row.get(f"validation_{by}") for row in self.metrics if row["step"] == 0), None)
 
     @property
     def evaluations(self) -> list[Path]:
-        """The folders of all its evaluations, also those of its base and its checkpoints, by name."""
+        """Folders of all evaluations of the run, its base and its checkpoints, by name."""
         return sorted(file.parent for file in self.path.glob(f"{EVALUATIONS}/*/{SETTINGS}"))
 
     def evaluation_folder(self, name: str | None = None) -> Path:
-        """The folder of the evaluation called ``name``, or of the only one, or of the one that the recipe names."""
+        """Folder of the evaluation ``name``; without a name, of the only one or of the one that the recipe names."""
         every = [folder.name for folder in self.evaluations]
         names = [each for each in every if not BESIDE.search(each)]
         if name:
@@ -225,7 +227,7 @@ class Run:
             recipe = self.recipe
             named = evaluation_name(recipe.evaluation.protocol, recipe.data.format, recipe.model.precision)
             with_base = [each for each in names if f"{each}-base" in every]
-            if "imported" in self.facts and len(with_base) == 1:  # its recipe does not know how it is asked
+            if "imported" in self.facts and len(with_base) == 1:  # its recipe does not say how it was evaluated
                 names = with_base
             elif named in names:
                 names = [named]
@@ -239,43 +241,47 @@ class Run:
 
 
 def _step_of(checkpoint: Path) -> int:
+    """Number of updates of a checkpoint."""
     return int(checkpoint.name.removeprefix("step-"))
 
 
 def evaluation_name(protocol: str, format: str, precision: str) -> str:
-    """The name of an evaluation's folder."""
+    """Name of an evaluation's folder."""
     return f"{protocol}-{format}-{precision}"
 
 
 def result_of(evaluation: Path) -> Path:
-    """The folder with the answers of the run's result, beside an evaluation's folder of its base or of a checkpoint."""
+    """Folder with the answers of the run's result, for an evaluation of the result, its base or a checkpoint."""
     return evaluation.with_name(BESIDE.sub("", evaluation.name))
 
 
 def base_of(evaluation: Path) -> Path:
-    """The folder with the base's answers to the questions of an evaluation's folder."""
+    """Folder with the base's answers to the questions of an evaluation."""
     return evaluation.with_name(result_of(evaluation).name + "-base")
 
 
 def is_run(path: Path) -> bool:
+    """Whether ``path`` is the folder of a run or of evaluations."""
     return os.path.isfile(path / RUN) or os.path.isdir(path / EVALUATIONS)
 
 
 def run_of(adapter: Path) -> Run:
-    """The run that contains an adapter folder, as it is typed if that leads there; the folder itself if it was copied
-    elsewhere. Of a link to an adapter it is the run of that adapter, not the one that the link lies in."""
+    """Run that contains an adapter folder, with its path as given where possible.
+
+    It is the folder itself if that was copied elsewhere. For a link it is the run of the link's target.
+    """
     real = adapter.resolve()
-    typed = (adapter.parent, adapter.parent.parent)
-    own = [path for path in typed if path.resolve() in real.parents]
-    for place in (*own, real.parent, real.parent.parent, *typed):
+    given = (adapter.parent, adapter.parent.parent)
+    own = [path for path in given if path.resolve() in real.parents]
+    for place in (*own, real.parent, real.parent.parent, *given):
         if (place / RUN).is_file():
             return Run(place)
     return Run(adapter)
 
 
 def locate_adapter(path: Path) -> Path:
-    """The adapter folder at ``path``: itself, a run's ``adapter/``, or the newest checkpoint of a run, or of its folder
-    of checkpoints."""
+    """Adapter folder at ``path``: the path itself, a run's ``adapter/``, or the newest checkpoint of a run or of its
+    ``checkpoints/``."""
     if (path / MANIFEST).is_file():
         return path
     adapters = Run(path).adapters
@@ -294,19 +300,21 @@ def locate_adapter(path: Path) -> Path:
 
 
 def is_checkpoints(path: Path) -> bool:
-    """Whether this is, or would be, a run's folder of checkpoints, however it is written."""
+    """Whether ``path`` has the name of a run's folder of checkpoints, whatever the notation."""
     return path.resolve().name == CHECKPOINTS
 
 
 def checkpoint_name(adapter: Path) -> str:
-    """The name of a checkpoint, such as ``step-20``, however its path is written; empty for another adapter."""
+    """Name of a checkpoint, such as ``step-20``; empty for another adapter folder."""
     place = adapter.resolve()
     return place.name if is_checkpoints(place.parent) else ""
 
 
 def remark_on_unfinished(path: Path, adapter: Path, *, doing: str) -> str:
-    """A note before ``doing`` something with ``adapter``, the newest checkpoint of an unfinished run; empty otherwise,
-    and if ``path`` names that checkpoint itself."""
+    """Remark that ``adapter`` is the newest checkpoint of an unfinished run; empty otherwise.
+
+    It is also empty if ``path`` names the checkpoint itself. ``doing`` is the verb, such as ``merging``.
+    """
     run = run_of(adapter)
     name = checkpoint_name(adapter)
     if not name or run.finished or path.resolve() == adapter.resolve():
@@ -315,7 +323,7 @@ def remark_on_unfinished(path: Path, adapter: Path, *, doing: str) -> str:
 
 
 def newest_run(*places: Path) -> Run:
-    """The finished run in one of ``places`` that was written to last."""
+    """Finished run in one of ``places`` whose result is newest."""
     every = [Run(path) for place in places for path in place.glob("*/")]
     finished = [run for run in every if run.finished]
     if not finished:

@@ -1,4 +1,4 @@
-"""A model that `moslora.inject` has changed, saved as an adapter folder."""
+"""Saving of a model that `moslora.inject` has changed, as an adapter folder."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from moslora.runs.manifest import MANIFEST, RECIPE, WEIGHTS
 
 
 def save(model: PreTrainedModel, folder: str | Path, *, base: str | None = None) -> None:
-    """Writes the adapters of ``model`` as a folder that :func:`moslora.load` and the commands take, replacing an older
+    """Write the adapters of ``model`` as a folder that :func:`moslora.load` and the commands take, replacing an older
     one: ``lora_a (r, in)``, M and ``lora_b (out, r)`` of each layer, the options of `inject` as a recipe, and the
     fingerprint of ``base``, a hub id or folder; by default that from which transformers loaded the weights.
 
@@ -44,7 +44,7 @@ def save(model: PreTrainedModel, folder: str | Path, *, base: str | None = None)
 
 
 def _quantization(model: PreTrainedModel, folder: Path) -> dict[str, Any]:
-    """How the base of ``model`` is quantised, as keys of a recipe; empty if it is not."""
+    """Keys of a recipe that quantise a base like that of ``model``; empty if it is not quantised."""
     config = getattr(model.config, "quantization_config", None)
     if not config:
         return {}

@@ -15,38 +15,38 @@ from moslora.runs.outcomes import log_probability, nats_per_byte, right, right_u
 from moslora.runs.predictions import margin
 
 MACRO = "macro average"
-"""Every task has the same weight."""
+"""Name of the average in which every task has the same weight."""
 
 MICRO = "micro average"
-"""Every question has the same weight."""
+"""Name of the average in which every question has the same weight."""
 
 
 class Share(NamedTuple):
-    """A share of questions that are answered right, between 0 and 1."""
+    """Share of questions that are answered right, between 0 and 1."""
 
     value: float
     standard_error: float | None
     interval: Interval
 
     def __str__(self) -> str:
-        """In percent with its interval: ``66.2 (62.0 to 70.0)``."""
+        """Text in percent with the interval: ``66.2 (62.0 to 70.0)``."""
         return f"{percent(self.value)} ({percent_range(self.interval)})"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """The numbers of one task, or of an average over tasks. Shares are between 0 and 1."""
+    """Numbers of one task, or of an average over tasks. Shares are between 0 and 1."""
 
     n: int
     accuracy: float
-    standard_error: float | None = None  # of ``accuracy``, by clusters (`mean_of`); ``None`` below two of them
+    standard_error: float | None = None  # of ``accuracy``, by clusters (`mean_of`); ``None`` below two clusters
     # accuracy of always giving the most frequent label of these questions; not of answers in words
     majority_class: float | None = None
     truncated: int  # questions whose prompt lost its beginning
     accuracy_per_character: float | None = None  # with its standard error, cloze only
     standard_error_per_character: float | None = None
     log_probability: float | None = None  # mean of the right option's among the options, nats; not for generate
-    parse_rate: float | None = None  # share of written texts in which an answer was found; only where one is written
+    parse_rate: float | None = None  # share of generated texts that have an answer; only if the model generates
     # Largest change of a margin between a question alone and in its batch, over a sample of the task (an average holds
     # the largest of its tasks), in units of a deciding score; not for generate
     drift: float | None = None
@@ -54,22 +54,22 @@ class Score:
     same_answer: float | None = None  # share of the most frequent answer; not of an average
     below_majority: float | None = None  # p of the test of this name; not of an average
     interval: Interval  # of ``accuracy``, 95 %: `wilson`'s, of `Mean.effective_n` questions
-    interval_per_character: Interval | None = None  # the same, cloze only
-    clusters: int | None = None  # that the questions are in; ``None`` if each is alone, and of an average
+    interval_per_character: Interval | None = None  # of ``accuracy_per_character``, cloze only
+    clusters: int | None = None  # number of clusters; ``None`` if no questions share one, and for an average
 
     @property
     def is_in_words(self) -> bool:
-        """Whether it is of a task that is answered in words."""
+        """Whether the task is answered in words."""
         return self.majority_class is None and self.parse_rate is not None
 
     @property
     def plain(self) -> Share:
-        """``accuracy``."""
+        """Accuracy by undivided scores."""
         return Share(self.accuracy, self.standard_error, self.interval)
 
     @property
     def main(self) -> Share:
-        """The accuracy that counts: per character if the task has one, otherwise ``accuracy``."""
+        """Main accuracy: per character if the task has one, otherwise ``accuracy``."""
         if self.accuracy_per_character is None or self.interval_per_character is None:
             return self.plain
         return Share(self.accuracy_per_character, self.standard_error_per_character, self.interval_per_character)
@@ -77,18 +77,18 @@ class Score:
 
 @dataclass(frozen=True)
 class TextScore:
-    """The numbers of one set of texts, which are in no average."""
+    """Numbers of one set of texts, which no average includes."""
 
     n: int
     nats_per_byte: float  # mean over the texts
     standard_error: float | None  # by clusters (`mean_of`); ``None`` below two of them
     interval: Interval | None  # 95 %, by Student's t
     truncated: int  # texts that lost their end
-    clusters: int | None = None  # that they are in, such as articles; ``None`` if each is alone
+    clusters: int | None = None  # number of clusters, such as articles; ``None`` if no texts share one
 
 
 def score_task(answers: TaskAnswers, *, drift: float | None) -> Score:
-    """Return the numbers of one task from its answers (at least one) and its drift."""
+    """Compute the numbers of one task from its answers (at least one) and its drift."""
     n = len(answers.ids)
     plain = mean_of(right_undivided(answers), answers.clusters)
     numbers: dict[str, Any] = {}
@@ -123,7 +123,7 @@ def score_task(answers: TaskAnswers, *, drift: float | None) -> Score:
 
 
 def _share_of_most_frequent(values: Sequence[Any], n: int) -> float:
-    """How many of ``n`` have the most frequent of these values; 0 without any."""
+    """Number of occurrences of the most frequent value, divided by ``n``; 0 without values."""
     return max(Counter(values).values(), default=0) / n
 
 
@@ -143,7 +143,7 @@ def below_majority(answers: TaskAnswers) -> float:
 
 
 def score_texts(measured: TaskAnswers) -> TextScore:
-    """Return the numbers of one set of texts (at least one)."""
+    """Compute the numbers of one set of texts (at least one)."""
     mean = mean_of(nats_per_byte(measured), measured.clusters)
     interval = None
     if mean.error is not None:
@@ -154,8 +154,10 @@ def score_texts(measured: TaskAnswers) -> TextScore:
 
 
 def average(scores: Sequence[Score], weights: Sequence[float]) -> Score:
-    """x = Σ w x_t over tasks; counts are added. Beside tasks with an accuracy per character, one that is answered in
-    words is averaged by its accuracy."""
+    """Average x = Σ w x_t over tasks; counts are added.
+
+    If other tasks have an accuracy per character, a task that is answered in words counts with its accuracy.
+    """
     ways: dict[Callable[[Sequence[float]], float], tuple[str, ...]] = {
         partial(_weighted, weights=weights): ("majority_class", "log_probability", "parse_rate"),
         sum: ("n", "truncated", "close_calls"),
@@ -177,7 +179,7 @@ def average(scores: Sequence[Score], weights: Sequence[float]) -> Score:
 
 
 def _average_share(shares: Sequence[Share], weights: Sequence[float]) -> Share:
-    """x = Σ w x_t, with the standard error √(Σ w² se_t²), which is ``None`` if a task has none.
+    """Average x = Σ w x_t, with the standard error √(Σ w² se_t²), which is ``None`` if a task has none.
 
     The interval is x − √(Σ w² (x_t − l_t)²) to x + √(Σ w² (u_t − x_t)²) for the tasks' intervals [l_t, u_t] (Zou and
     Donner 2008, doi 10.1002/sim.3095): Wilson's for one task, and never of length 0.

@@ -1,6 +1,6 @@
 """The strength C of an adapter whose change of the base is C times that of a run: W + C · (W' − W).
 
-A key of its manifest and of its ``run.json``. Importing this does not load torch.
+It is a key of the adapter's manifest and of ``run.json``. Importing this module does not load torch.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ MAX_STRENGTH = 2.0
 
 @dataclass(frozen=True)
 class Strength:
-    """How strongly an adapter applies what a run has learned.
+    """Factor with which an adapter applies the change of a run.
 
     Attributes:
         value: C.
@@ -29,7 +29,7 @@ class Strength:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """JSON values, from which `strength_of` reads it back equal."""
+        """JSON values, which `strength_of` reads back."""
         return {STRENGTH: asdict(self)}
 
     def __str__(self) -> str:
@@ -37,6 +37,6 @@ class Strength:
 
 
 def strength_of(facts: Mapping[str, Any]) -> Strength | None:
-    """The strength that a manifest or a ``run.json`` names; ``None`` for an adapter as it was trained."""
-    known = facts.get(STRENGTH)
-    return Strength(**known) if known else None
+    """Strength in a manifest or a ``run.json``; ``None`` for an adapter as it was trained."""
+    values = facts.get(STRENGTH)
+    return Strength(**values) if values else None

@@ -21,25 +21,31 @@ from moslora.recipe.recipe import flat
 from moslora.runs.run import Run
 
 Records = Sequence[tuple[Any, int]]
-"""Open records: accelerate's tracker, and the first step that is not there yet."""
+"""Open records: accelerate's tracker, and the first step that it has not logged."""
 
 
 class TrackerKind(NamedTuple):
-    """What a tracker needs to go on in a record of its own."""
+    """Functions with which a kind of tracker continues a record."""
 
-    tracker: Callable[[Recipe, Run, str | None, int | None], Any]  # of the record with this id; the first step to come
-    reached: Callable[[Any], tuple[str, int]]  # the record's id, and the first step that is not there yet
-    describe: Callable[[Any, Recipe], None] = lambda tracker, recipe: None  # a new record, if `tracker` does not
+    tracker: Callable[
+        [Recipe, Run, str | None, int | None], Any
+    ]  # opens the record with this id, for steps from this one on
+    reached: Callable[[Any], tuple[str, int]]  # id of the record, and the first step that it has not logged
+    describe: Callable[[Any, Recipe], None] = lambda tracker, recipe: (
+        None
+    )  # describes a new record, if `tracker` does not
     score: Callable[[Any, dict[str, float], int], None] = lambda tracker, scores, step: tracker.log(scores, step)
     forgets: bool = False  # whether a start at step 0 deletes what a killed run wrote, its description too
 
 
 def _common(recipe: Recipe, name: str | None = None) -> dict[str, Any]:
+    """Arguments that wandb and Trackio share."""
     config = recipe.model_dump(mode="json")
     return {"run_name": recipe.tracking.project, "name": name or recipe.name, "config": config, "resume": "allow"}
 
 
 def _reached_in_mlflow(record: Any) -> tuple[str, int]:
+    """Id of a record of MLflow, and the first step that it has not logged."""
     from mlflow import MlflowClient
 
     steps = [-1]
@@ -73,7 +79,7 @@ KINDS: dict[TrackerName, TrackerKind] = {
 
 
 def refuse_missing_trackers(names: Sequence[TrackerName]) -> None:
-    """Refuses trackers whose package is not installed: accelerate would leave them out silently."""
+    """Refuse trackers whose package is not installed, which accelerate would leave out silently."""
     available = [str(tracker) for tracker in get_available_trackers()]
     missing = " ".join(name for name in names if name not in available)
     if missing:
@@ -82,27 +88,29 @@ def refuse_missing_trackers(names: Sequence[TrackerName]) -> None:
 
 @contextmanager
 def record(name: TrackerName, recipe: Recipe, run: Run, *, after: int | None = None) -> Iterator[tuple[Any, int]]:
-    """The record of ``run`` in a tracker, for a training after so many steps or for scores; on the main process only.
-    A training from the beginning has values of step 0."""
+    """Open the record of ``run`` in a tracker, on the main process only.
+
+    ``after`` is the number of steps before a training, whose values begin with step 0; ``None`` for scores.
+    """
     kind = KINDS[name]
-    known = run.facts.get(f"{name}_id")
+    known_id = run.facts.get(f"{name}_id")
     step = after + 1 if after else after
-    PartialState(cpu=device().type == "cpu")  # which accelerate's classes ask
+    PartialState(cpu=device().type == "cpu")  # accelerate's classes read it
     try:
-        tracker = kind.tracker(recipe, run, known, step)
+        tracker = kind.tracker(recipe, run, known_id, step)
         tracker.start()
         id, next_step = kind.reached(tracker.tracker)
         begins_again = after == 0 and kind.forgets
-        if known is None or begins_again:
+        if known_id is None or begins_again:
             kind.describe(tracker, recipe)
-        if known is None:
+        if known_id is None:
             run.add_facts(**{f"{name}_id": id})
-    except Exception as error:  # of whatever kind
+    except Exception as error:  # of any kind
         raise MosloraError(f"{name} does not start ({first_line(error)}); tracking.to=[] trains without it") from error
     try:
         yield tracker, next_step
     finally:
         try:
             tracker.finish()
-        except Exception as error:  # of whatever kind: the training is done
+        except Exception as error:  # of any kind, since the training is done
             note(f"{name} was not closed: {first_line(error)}")

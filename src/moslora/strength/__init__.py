@@ -1,1 +1,1 @@
-"""The curve of an adapter's strength: what it gains and forgets where its change is applied C times as much."""
+"""Strength curve: what an adapter gains and forgets if its change of the base is multiplied by C."""

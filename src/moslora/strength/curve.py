@@ -1,9 +1,9 @@
-"""A run's numbers at every strength C, and the strength that it is recommended to apply.
+"""A run's numbers at every strength C, and the recommended strength.
 
     share(C) = (y(C) − y(0)) / (y(1) − y(0))      y the mean over rows, y(0) the base's
 
-Intervals are percentiles over bootstrap samples of the rows, 95 %, in which a row has all its numbers: they are paired.
-Importing this does not load torch.
+Intervals, 95 %, are percentiles over bootstrap samples of the rows. All numbers of a row stay together, so differences
+are paired. Importing this module does not load torch.
 """
 
 import json
@@ -22,13 +22,13 @@ from moslora.runs.run import Run
 Floats = NDArray[np.float64]
 
 STRENGTHS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2)
-"""The strengths that are measured, the base's first."""
+"""Strengths that are measured, the base's first."""
 
 BASE = STRENGTHS.index(0.0)
 WHOLE = STRENGTHS.index(1.0)
 
 SAMPLES = 2_000
-"""Bootstrap samples of the rows."""
+"""Number of bootstrap samples of the rows."""
 
 KEPT = 0.97
 """Share of the fall in the held-out rows' loss that the recommended strength keeps.
@@ -37,20 +37,20 @@ The loss hardly differs between strengths 0.7 and 1, where most is forgotten: it
 """
 
 FEWEST_ROWS = 30
-"""Fewest rows by which a strength is recommended. Samples of fewer rows choose strengths far apart."""
+"""Fewest rows that recommend a strength. Samples of fewer rows choose strengths far apart."""
 
 Range = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One number of each row at every strength, such as its loss.
+    """Number of each row at every strength, such as its loss.
 
     Attributes:
-        title: its column in a table.
-        values: of each row at each strength, shape ``(len(STRENGTHS), n)``.
-        weights: by which the sums of values are divided, shape ``(n,)``: a row's label tokens for a loss, else 1.
-        lower_is_better: a fall is a gain.
+        title: title of its column in a table.
+        values: sum over each row at each strength, shape ``(len(STRENGTHS), n)``.
+        weights: divisor of each row, shape ``(n,)``: its label tokens for a loss, otherwise 1.
+        lower_is_better: whether a fall is a gain.
     """
 
     title: str
@@ -60,30 +60,30 @@ class Measure:
 
     @property
     def means(self) -> Floats:
-        """y at each strength."""
-        found: Floats = self.values.sum(axis=1) / self.weights.sum()
-        return found
+        """Mean y at each strength, shape ``(len(STRENGTHS),)``."""
+        means: Floats = self.values.sum(axis=1) / self.weights.sum()
+        return means
 
     @cached_property
     def sampled_means(self) -> Floats:
-        """y of each bootstrap sample at each strength, shape ``(SAMPLES, len(STRENGTHS))``."""
+        """Mean y of each bootstrap sample at each strength, shape ``(SAMPLES, len(STRENGTHS))``."""
         n = len(self.weights)
         draws = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=SAMPLES).astype(float)
-        found: Floats = draws @ self.values.T / (draws @ self.weights)[:, None]
-        return found
+        means: Floats = draws @ self.values.T / (draws @ self.weights)[:, None]
+        return means
 
     def change(self, place: int) -> tuple[float, Range]:
-        """y(C) − y(0) at the strength in this place, and its interval."""
+        """Change y(C) − y(0) at ``STRENGTHS[place]``, and its interval."""
         return float(self.means[place] - self.means[BASE]), _range(_change(self.sampled_means, place))
 
     @property
     def has_changed(self) -> bool:
-        """Whether the run, at strength 1, differs from its base by more than the choice of the rows explains."""
+        """Whether the run at strength 1 differs from its base by more than the choice of rows explains."""
         low, high = self.change(WHOLE)[1]
         return low > 0 or high < 0
 
     def share(self, place: int) -> tuple[float, Range]:
-        """share(C) at the strength in this place, and its interval over the samples that the run changes at all."""
+        """share(C) at ``STRENGTHS[place]``, and its interval over the samples in which strength 1 changes y."""
         whole = _change(self.sampled_means, WHOLE)
         changed = whole != 0
         of_samples = _change(self.sampled_means, place)[changed] / whole[changed]
@@ -91,23 +91,25 @@ class Measure:
 
 
 def _change(means: Floats, place: int) -> Floats:
-    found: Floats = means[:, place] - means[:, BASE]
-    return found
+    """y(C) − y(0) of each sample, shape ``(SAMPLES,)``; ``means`` as `Measure.sampled_means`."""
+    change: Floats = means[:, place] - means[:, BASE]
+    return change
 
 
 def _range(samples: Floats) -> Range:
+    """Interval that holds 95 % of the samples."""
     low, high = np.percentile(samples, (2.5, 97.5))
     return float(low), float(high)
 
 
 @dataclass(frozen=True)
 class Curve:
-    """The measures of an adapter at every strength.
+    """Measures of an adapter at every strength.
 
     Attributes:
         adapter: sha256 of its weights.
-        loss: of the held-out rows, nats per label token, which decides.
-        others: what is shown beside it.
+        loss: loss of the held-out rows, nats per label token, which decides.
+        others: measures that are shown beside the loss.
     """
 
     adapter: str
@@ -116,7 +118,7 @@ class Curve:
 
     @property
     def heading(self) -> str:
-        """The line above the table."""
+        """Line above the table."""
         return f"{self.rows:,} held-out rows; in percent of the change at strength 1, with 95 % intervals over rows"
 
     @property
@@ -126,8 +128,10 @@ class Curve:
 
     @property
     def recommended(self) -> float | None:
-        """Lowest strength that keeps `KEPT` of the loss's largest fall up to strength 1; ``None`` with too few rows, or
-        if the loss is lowest without the adapter."""
+        """Lowest strength that keeps `KEPT` of the loss's largest fall up to strength 1.
+
+        ``None`` with too few rows, or if the loss is lowest without the adapter.
+        """
         place = int(_recommended(self.loss.means))
         if self.rows < FEWEST_ROWS or place == BASE:
             return None
@@ -140,13 +144,8 @@ class Curve:
         low, high = np.percentile(np.array(STRENGTHS)[places], (2.5, 97.5), method="nearest")
         return float(low), float(high)
 
-    @property
-    def falls_beyond(self) -> bool:
-        """Whether the loss is lowest above strength 1."""
-        return int(self.loss.means.argmin()) > WHOLE
-
     def table(self) -> list[list[str]]:
-        """Header first, a row for each strength: each mean, and where there is a change, its share and interval."""
+        """Table, header first: for each strength every mean, and if there is a change, its share and interval."""
         measures = (self.loss, *self.others)
         rows = [["strength", *(measure.title for measure in measures)]]
         for place, strength in enumerate(STRENGTHS):
@@ -154,7 +153,7 @@ class Curve:
         return rows
 
     def conclusion(self) -> str:
-        """What is recommended, how sure that is, and what it keeps; or why nothing is."""
+        """Sentence with the recommended strength, its range and what it keeps; or why none is recommended."""
         if self.recommended is None:
             if self.rows < FEWEST_ROWS:
                 return f"no strength is recommended by {self.rows} rows; it takes {FEWEST_ROWS} or more"
@@ -171,42 +170,44 @@ class Curve:
         ]
         if kept:
             said += f"; of what the run changes it keeps {', '.join(kept)}"
-        if self.falls_beyond:
-            said += ". Above 1 the loss falls further: more steps or a higher learning rate would fit better"
         return said
 
 
 def _recommended(mean_losses: Floats) -> NDArray[np.intp]:
-    """Places of the recommended strengths by mean losses, shape ``(…, len(STRENGTHS))``; the base's if none falls."""
+    """Places of the recommended strengths, shape ``(…,)``, the base's if no loss falls.
+
+    ``mean_losses`` has shape ``(…, len(STRENGTHS))``.
+    """
     falls = mean_losses[..., [BASE]] - mean_losses[..., : WHOLE + 1]
-    found: NDArray[np.intp] = (falls >= KEPT * falls.max(axis=-1, keepdims=True)).argmax(axis=-1)
-    return found
+    places: NDArray[np.intp] = (falls >= KEPT * falls.max(axis=-1, keepdims=True)).argmax(axis=-1)
+    return places
 
 
 def write_curve(run: Run, curve: Curve) -> None:
-    """Writes ``curve`` into the folder of ``run``, whose result it is of."""
+    """Write ``curve``, of the result of ``run``, into the run's folder."""
     write_text(run.curve, json.dumps({"strengths": STRENGTHS, **asdict(curve)}, default=_as_list) + "\n")
 
 
 def read_curve(run: Run) -> Curve | None:
-    """The curve of the result of ``run``; ``None`` if there is none, or it is of other weights or strengths."""
+    """Read the curve of the result of ``run``; ``None`` if it is missing, or of other weights or strengths."""
     try:
-        known = json.loads(run.curve.read_bytes())
+        content = json.loads(run.curve.read_bytes())
     except (OSError, ValueError):
         return None
-    if known["strengths"] != [*STRENGTHS] or known["adapter"] != read_manifest(run.result)["sha256"][WEIGHTS]:
+    if content["strengths"] != [*STRENGTHS] or content["adapter"] != read_manifest(run.result)["sha256"][WEIGHTS]:
         return None
-    return Curve(known["adapter"], _measure(known["loss"]), tuple(map(_measure, known["others"])))
+    return Curve(content["adapter"], _measure(content["loss"]), tuple(map(_measure, content["others"])))
 
 
 def _as_list(array: Floats) -> list[Any]:
-    """Six digits of each number."""
+    """Nested lists of the numbers, with six digits each."""
     return [float(f"{value:.6g}") for value in array] if array.ndim == 1 else [*map(_as_list, array)]
 
 
-def _measure(known: Mapping[str, Any]) -> Measure:
-    arrays = {key: np.array(known[key], float) for key in ("values", "weights")}
-    return Measure(**{**known, **arrays})
+def _measure(values: Mapping[str, Any]) -> Measure:
+    """Measure in a file of `write_curve`."""
+    arrays = {key: np.array(values[key], float) for key in ("values", "weights")}
+    return Measure(**{**values, **arrays})
 
 
 def _cell(measure: Measure, place: int) -> str:

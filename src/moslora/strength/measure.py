@@ -1,4 +1,4 @@
-"""The curve of a run's strength, measured: the model is loaded once, and its adapter's weights are set in place."""
+"""Measurement of a strength curve. The model is loaded once, and its adapter's weights are set in place."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -43,7 +43,7 @@ from moslora.tasks import INSTRUCTION, Example
 from moslora.training.questions import examples_by_task
 
 TEXTS = 32
-"""Texts that are measured: the first in the fixed order."""
+"""Number of texts that are measured, the first of each set in the fixed order."""
 
 OUTCOMES = {
     "log p": log_probability,
@@ -51,22 +51,22 @@ OUTCOMES = {
     "accuracy": right,
     "nats per byte": nats_per_byte,
 }
-"""Title -> outcome of questions with options, and the last of texts."""
+"""Title -> outcome. The last is of texts, the others of questions with options."""
 
 
 def measure_strength(
     adapter: Path, *, rows: str | None = None, texts: str = "passages", trust_remote_code: bool = False
 ) -> Curve:
-    """Measures the adapter folder ``adapter`` at `STRENGTHS`, and keeps the curve in the folder of its run.
+    """Measure an adapter at `STRENGTHS`, and keep the curve in the folder of its run.
 
     Args:
-        adapter: a result, or a checkpoint.
-        rows: a file of rows that it was not trained on (`data.source`); ``None`` for the validation rows of its run.
-        texts: a set of texts, or a file that declares one (`resolve_tasks`).
-        trust_remote_code: the base's own Python code may run.
+        adapter: adapter folder of a result or a checkpoint.
+        rows: file of rows that it was not trained on (`data.source`); ``None`` for the validation rows of its run.
+        texts: set of texts, or a file that declares one (`resolve_tasks`).
+        trust_remote_code: whether the base's own Python code may run.
 
     Raises:
-        UsageError: its change has no strength; there are no such rows or texts, or they are not those of its training.
+        UsageError: the adapter has no strength, or rows or texts are missing or changed since the training.
     """
     take_gpu()
     target = open_target(str(adapter), trust_remote_code=trust_remote_code, strategy="ddp")
@@ -76,8 +76,8 @@ def measure_strength(
     tokenizer = tokenizer_of(target)
     encoder = Encoder(tokenizer, max_length=folder.recipe.data.max_length)
     held_out = _named_rows(folder, encoder, rows) if rows else _validation_rows(folder, encoder)
-    asked = [] if PROTOCOLS[folder.recipe.evaluation.protocol].writes else held_out.questions
-    examples = examples_by_task([example for example in asked if not example.is_open_ended])
+    questions = [] if PROTOCOLS[folder.recipe.evaluation.protocol].writes else held_out.questions
+    examples = examples_by_task([example for example in questions if not example.is_open_ended])
     examples |= _texts(folder.recipe, texts)
     model = load_model(target)
     adjustable = Adjustable(model, folder)
@@ -103,11 +103,11 @@ def measure_strength(
 
 
 class Adjustable:
-    """A model whose adapter's strength is set in place.
+    """Model whose adapter's strength is set in place.
 
     Args:
-        model: with the adapter of ``folder``, at any strength.
-        folder: has its weights as they were trained.
+        model: model with the adapter of ``folder``, at any strength.
+        folder: adapter folder with the trained weights.
     """
 
     def __init__(self, model: PreTrainedModel, folder: AdapterFolder) -> None:
@@ -116,14 +116,14 @@ class Adjustable:
         self._live = adapter_state(model)
         started = {name: layer for name, layer in named_adapters(model) if layer.start_a is not None}
         self._started = [*started.values()]
-        self._whole: list[nn.Parameter] = []  # the base's weights that have lost such a start
+        self._whole: list[nn.Parameter] = []  # the base's weights before such a start was subtracted
         if started:
             base = read_base(folder.recipe.model, device=model.device)
             self._whole = [base.get_submodule(name).get_parameter("weight") for name in started]
 
     @torch.no_grad()
     def set(self, strength: float) -> None:
-        """Sets the strength of the adapter; 0 is the base."""
+        """Set the strength of the adapter; 0 is the base."""
         for key, weight in at_strength(self._folder, self._trained, strength).items():
             self._live[key].copy_(weight)
         for layer, whole in zip(self._started, self._whole, strict=True):
@@ -133,7 +133,7 @@ class Adjustable:
 
 @torch.inference_mode()
 def row_losses(model: PreTrainedModel, rows: Sequence[Encoded]) -> list[float]:
-    """Σ −log p of the labels of each row, in nats, without dropout."""
+    """Σ −log p of the labels of each row, in nats, without dropout, one number for each of ``rows``."""
     engine = engine_of(model)
     tokens = default_micro_batch_tokens(on_gpu=model.device.type != "cpu")
     names = task_names(model)
@@ -159,7 +159,7 @@ class HeldOut:
 
 
 def _validation_rows(folder: AdapterFolder, encoder: Encoder) -> HeldOut:
-    """The rows that its run has set aside."""
+    """Validation rows of the adapter's run."""
     recipe = folder.recipe
     named = "name rows that it was not trained on: --rows FILE"
     if not recipe.data.holds_out or "trained_rows" not in folder.manifest:
@@ -171,7 +171,7 @@ def _validation_rows(folder: AdapterFolder, encoder: Encoder) -> HeldOut:
 
 
 def _named_rows(folder: AdapterFolder, encoder: Encoder, file: str) -> HeldOut:
-    """The rows in ``file`` that are no training rows, as far as those are known."""
+    """Rows in ``file`` that are not known to be training rows of the adapter's run."""
     recipe = folder.recipe
     of_own: dict[str, Any] = {"hub": None, "wheel": None, "splits": {"train": file, "test": file}}
     tasks = [replace(task, **of_own) if task.own else task for task in recipe.training_tasks]
@@ -189,18 +189,18 @@ def _named_rows(folder: AdapterFolder, encoder: Encoder, file: str) -> HeldOut:
 
 
 def _texts(recipe: Recipe, named: str) -> dict[str, list[Example]]:
-    """The first texts of the sets that are ``named``."""
-    found = {}
+    """First texts of each set in ``named``."""
+    texts = {}
     for task in resolve_tasks(named, recipe.own_tasks):
         if not task.is_text:
             raise UsageError(f"--texts {named}: {task.name} is a set of questions, not of texts")
         every = load_examples(task, "test", source=recipe.questions.source)
-        found[task.name] = sorted(every, key=lambda text: order_key(text.id))[:TEXTS]
-    return found
+        texts[task.name] = sorted(every, key=lambda text: order_key(text.id))[:TEXTS]
+    return texts
 
 
 def _measures(by_strength: Sequence[Mapping[str, TaskAnswers]]) -> tuple[Measure, ...]:
-    """The measures of the answers at each strength, of the questions of all tasks together, and of all texts."""
+    """Measures of the answers at each strength: over the questions of all tasks together, and over all texts."""
     measures: list[Measure] = []
     for title, outcome in OUTCOMES.items():
         of_texts = outcome is nats_per_byte
@@ -209,7 +209,7 @@ def _measures(by_strength: Sequence[Mapping[str, TaskAnswers]]) -> tuple[Measure
             of_rows = [outcome(of_task) for of_task in answers.values() if of_task.are_texts == of_texts]
             values.append(np.concatenate([[], *of_rows]))
         measure = Measure(title, np.array(values), np.ones(len(values[0])), lower_is_better=of_texts)
-        is_known = any(np.array_equal(measure.values, other.values) for other in measures)  # without characters
-        if len(values[0]) and not is_known:
+        is_duplicate = any(np.array_equal(measure.values, other.values) for other in measures)  # without characters
+        if len(values[0]) and not is_duplicate:
             measures.append(measure)
     return tuple(measures)

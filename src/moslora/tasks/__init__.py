@@ -1,4 +1,4 @@
-"""Tasks: sets of multiple-choice or open-ended questions or of texts as entries, among them the eight commonsense sets.
+"""Tasks: sets of multiple-choice questions, of open-ended questions or of texts, among them the eight commonsense sets.
 
 A `Task` says where the rows are, how a row becomes an `Example`, and how the question is worded. The eight sets and a
 user's own are the same kind of entry; only `commonsense` knows the eight.

