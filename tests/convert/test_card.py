@@ -26,7 +26,7 @@ from moslora.runs.origin import read_origin
 from moslora.tasks import INSTRUCTION
 
 
-def test_the_card_says_base_data_and_method_and_not_where_they_lie(trained, world, tmp_path):
+def test_the_card_names_base_data_and_method_without_local_paths(trained, world, tmp_path):
     """The place of a local base or file is nothing to others; a local base is none for the hub's list of bases."""
     evaluate_target(open_target(str(trained)), tasks=("obqa",), limit=2, out=tmp_path / "run" / "eval" / "x")
     shutil.copytree(trained, tmp_path / "run", dirs_exist_ok=True)
@@ -89,7 +89,7 @@ def test_a_revision_is_a_text_in_the_cards_code(trained, tmp_path):
     assert [(k.arg, ast.literal_eval(k.value)) for call in calls for k in call.keywords] == [("revision", revision)] * 2
 
 
-def test_every_source_is_named_as_others_know_it(trained, tmp_path):
+def test_every_source_has_its_public_name(trained, tmp_path):
     folder = open_adapter(trained / "adapter")
     own = {"mine": TaskSection(train="/home/me/rows.json")}
     own["theirs"] = TaskSection(train="train", hub=HubSection(path="some/set"))
@@ -123,7 +123,7 @@ def shares(results, task):
 
 
 @pytest.mark.parametrize("kind", ["merged", "peft"])
-def test_the_card_has_the_scores_of_the_adapter_beside_its_bases(scored, tmp_path, kind):
+def test_the_card_has_the_scores_of_adapter_and_base(scored, tmp_path, kind):
     run, own, plain = scored
     write = merge if kind == "merged" else export_peft
     write(run / "adapter", out=tmp_path / kind)
@@ -149,7 +149,7 @@ def test_scores_of_another_base_are_not_shown(scored, tmp_path):
     assert not Card(tmp_path / "peft").scores
 
 
-def test_a_base_that_was_asked_something_else_is_not_beside_the_adapter(trained, tmp_path):
+def test_a_base_with_other_tasks_or_limit_is_not_shown(trained, tmp_path):
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     evaluate_target(open_target(str(run)), limit=7)
     evaluate_target(open_target(str(run), base=True), tasks="boolq", limit=7)
@@ -182,7 +182,7 @@ def test_the_upload_command_names_a_valid_repository_and_the_folder(tmp_path, na
         assert ("base_model_name_or_path" in before) == (base == "/data/model")
 
 
-def test_a_base_asked_other_questions_of_a_set_is_not_beside_the_adapter(trained, tmp_path):
+def test_a_base_with_other_questions_is_not_shown(trained, tmp_path):
     """As many, of the same data, but not the first ones."""
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     evaluate_target(open_target(str(run)), tasks="boolq", limit=2)

@@ -82,7 +82,7 @@ def test_stock_peft_and_the_merged_model_compute_the_same(recipe, tmp_path, monk
 
 
 @pytest.mark.parametrize("mixer", ["token-gate", "gate-inside"])
-def test_a_gate_has_no_one_weight(recipe, tmp_path, mixer):
+def test_a_token_gate_cannot_be_folded(recipe, tmp_path, mixer):
     run = tmp_path / "run"
     train_recipe(recipe("training.max_steps=3", f"adapter.mixer.kind={mixer}"), out=run)
     for write in (export_peft, merge):
@@ -93,7 +93,7 @@ def test_a_gate_has_no_one_weight(recipe, tmp_path, mixer):
         assert not (tmp_path / "out").exists()
 
 
-def test_a_task_gate_becomes_one_weight_and_one_folder_for_each_task(recipe, trained, tmp_path, capsys):
+def test_a_task_gate_becomes_a_folder_for_each_task(recipe, trained, tmp_path, capsys):
     run = tmp_path / "run"
     train_recipe(recipe("training.epochs=1", "adapter.mixer.kind=task-gate"), out=run)
     folder = open_adapter(run / "adapter")

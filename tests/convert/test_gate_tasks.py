@@ -31,7 +31,7 @@ def two_of_three(world, tmp_path_factory):
     return out
 
 
-def test_what_is_recorded_are_the_tasks_whose_embeddings_moved(two_of_three):
+def test_recorded_tasks_are_those_whose_embeddings_changed(two_of_three):
     folder = open_adapter(two_of_three / "adapter")
     recorded = folder.manifest["data"]["tasks"]
     assert sum(recorded.values()) == folder.manifest["trained_rows"] == 54
@@ -45,7 +45,7 @@ def test_what_is_recorded_are_the_tasks_whose_embeddings_moved(two_of_three):
     assert json.loads((two_of_three / "run.json").read_text())["data"]["tasks"] == recorded
 
 
-def test_ask_refuses_what_was_not_trained_and_the_base_has_no_gate(two_of_three):
+def test_ask_refuses_untrained_tasks_unless_of_the_base(two_of_three):
     gated = open_target(str(two_of_three))
     with pytest.raises(UsageError, match=r"never trained on arc_easy"):
         ask(gated, **ASKED)
@@ -53,7 +53,7 @@ def test_ask_refuses_what_was_not_trained_and_the_base_has_no_gate(two_of_three)
     assert ask(open_target(str(two_of_three), base=True), **ASKED).prediction.task == "arc_easy"
 
 
-def test_eval_scores_every_task_and_says_which_were_not_trained(two_of_three, tmp_path, capsys):
+def test_eval_notes_untrained_tasks(two_of_three, tmp_path, capsys):
     target = open_target(str(two_of_three))
     results, _ = evaluate_target(target, limit=2, out=tmp_path / "e")
     assert list(results.tasks) == ["boolq", "arc_easy", "obqa"]
@@ -65,7 +65,7 @@ def test_eval_scores_every_task_and_says_which_were_not_trained(two_of_three, tm
         assert not [line for line in capsys.readouterr().out.splitlines() if "gate" in line]
 
 
-def test_rows_of_no_set_serve_no_task(recipe, tmp_path):
+def test_rows_without_a_set_train_no_task(recipe, tmp_path):
     """A mixed file whose rows of obqa do not name it: they could be of any of four sets."""
     source = tmp_path / "mixed.json"
     rows = json.loads((Path(recipe().data.source) / "openbookqa" / "train.json").read_text())

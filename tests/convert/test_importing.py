@@ -78,7 +78,7 @@ def test_an_official_checkpoint_computes_what_its_layers_do(world, tmp_path, mon
     assert recipe.adapter.mixer.kind == "dense" and set(recipe.adapter.target_modules) == set(TARGETS)
 
 
-def test_an_import_is_a_run_wherever_runs_are_named(world, tmp_path, monkeypatch, capsys):
+def test_an_import_is_a_run(world, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     state = {key: value.half() for key, value in official_model(world)[1].items()}
     source = write_source(tmp_path / "theirs", OFFICIAL, state)
@@ -186,7 +186,7 @@ def test_an_export_over_the_built_in_base_is_imported_over_it(built_in, tmp_path
     assert close(logits(load_adapted(again)), logits(load_adapted(run)))
 
 
-def test_another_base_than_that_of_the_export_is_noted(trained, world, tmp_path, capsys):
+def test_a_base_other_than_the_exports_is_noted(trained, world, tmp_path, capsys):
     export_peft(trained / "adapter", out=tmp_path / "peft")
     import_adapter(tmp_path / "peft", out=tmp_path / "same")
     assert "note" not in capsys.readouterr().out

@@ -53,7 +53,7 @@ def test_every_weight_is_the_base_plus_s_b_m_a(trained, world, tmp_path, monkeyp
     assert proof.mean_error < 1e-5 and proof.effect > 0.1
 
 
-def test_stock_transformers_loads_it_and_the_one_file_of_ours_does_not_matter(trained, world, tmp_path):
+def test_stock_transformers_loads_the_merged_folder(trained, world, tmp_path):
     out = tmp_path / "merged"
     merge(trained / "adapter", out=out)
     stock = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
@@ -122,7 +122,7 @@ def test_a_wrong_merge_is_refused_and_leaves_nothing(trained, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_an_error_below_the_rounding_is_measured_and_rounding_itself_is_none(dtype):
+def test_errors_below_rounding_are_measured(dtype):
     """By hand: of a ΔW that is 0.3 % of W, about as much as bfloat16 rounds, a part too much or too little."""
     generator = torch.Generator().manual_seed(0)
     plain = torch.randn(300, 400, generator=generator).to(dtype).float()
@@ -134,7 +134,7 @@ def test_an_error_below_the_rounding_is_measured_and_rounding_itself_is_none(dty
 
 
 @pytest.mark.parametrize(("command", "name"), [("merge", "merged"), ("export", "peft")])
-def test_an_unfinished_run_is_said_to_be_one_then_and_later(
+def test_an_unfinished_run_is_marked(
     trained,
     tmp_path,
     monkeypatch,
@@ -194,7 +194,7 @@ def test_the_working_folder_can_be_written_into(trained, world, tmp_path, monkey
     assert len(list(Path(".").iterdir())) > 2 and [path.name for path in tmp_path.iterdir()] == ["here"]
 
 
-def test_a_merge_that_drowns_in_rounding_is_said_and_the_dtype_that_is_asked_for_keeps_it(recipe, tmp_path):
+def test_a_merge_below_rounding_warns_and_float32_keeps_it(recipe, tmp_path):
     """Weights, config and proof have the dtype."""
     weak = recipe("model.dtype=bfloat16", "training.max_steps=3", "training.learning_rate=1e-5")
     train_recipe(weak, out=tmp_path / "run")

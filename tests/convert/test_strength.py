@@ -127,7 +127,7 @@ def test_peft_agrees_about_the_scale(weaker, tmp_path):
             torch.testing.assert_close(model(ids).logits, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_its_answers_are_its_own_and_compare_with_the_whole_adapter(weaker, tmp_path, capsys):
+def test_its_answers_compare_with_the_whole_adapter(weaker, tmp_path, capsys):
     """The leaks are those of the same training rows; nothing needs to be allowed."""
     results, folder = evaluate_target(open_target(str(weaker)), limit=6)
     assert folder.is_relative_to(weaker)
@@ -143,7 +143,7 @@ def test_its_answers_are_its_own_and_compare_with_the_whole_adapter(weaker, tmp_
     assert [len(arm.runs) for arm in load_arms([tmp_path / "run", weaker, again])] == [1, 1, 1]
 
 
-def test_it_says_what_it_is_made_of_wherever_runs_are_shown(weaker, tmp_path, capsys):
+def test_the_strength_is_shown_with_the_run(weaker, tmp_path, capsys):
     rows = {row[0]: row for row in table_of_runs(tmp_path)[1:]}
     assert rows["weaker"][3:5] == [rows["run"][3], "strength 0.7 of run"]
     export_peft(weaker / "adapter", out=tmp_path / "peft")
@@ -155,7 +155,7 @@ def test_it_says_what_it_is_made_of_wherever_runs_are_shown(weaker, tmp_path, ca
     assert code == 2 and f"continue_from={weaker}" in errors
 
 
-def test_a_strength_of_a_strength_is_that_of_the_run(weaker, tmp_path):
+def test_strengths_multiply(weaker, tmp_path):
     applied = write_at_strength(weaker / "adapter", 0.5, tmp_path / "twice")
     assert (applied.run, applied.value) == ("run", pytest.approx(0.35))
     torch.testing.assert_close(delta(tmp_path / "twice"), 0.35 * delta(tmp_path / "run"), rtol=1e-6, atol=1e-9)

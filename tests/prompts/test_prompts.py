@@ -162,7 +162,7 @@ def test_white_space_at_the_end_of_a_prompt_belongs_to_the_answer():
     assert (first.prompt, first.answer, first.characters) == ("Birds can", "  fly", 3)
 
 
-def test_cloze_refuses_what_has_no_options_no_passage_and_generation():
+def test_cloze_refuses_bare_rows_missing_passages_and_generation():
     with pytest.raises(UsageError, match=r"data\.format=label"):
         FORMATS["cloze"].train(BARE)
     with pytest.raises(UsageError, match="passage"):

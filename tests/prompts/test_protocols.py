@@ -34,7 +34,7 @@ def test_names_and_scorers_are_those_of_the_objects():
         (("cloze", "cloze"), ("generate", "chat"), ("generate", "chat")),
     ],
 )
-def test_what_is_not_typed_is_the_models_own_or_fits(own, typed, chosen):
+def test_options_not_given_are_the_models_own_or_fit(own, typed, chosen):
     own = Request(protocol=own[0], format=own[1])
     given = {name: value for name, value in zip(("protocol", "format"), typed, strict=True) if value}
     request = own.with_overrides(given)

@@ -33,7 +33,7 @@ def earlier(name, folder):
 
 
 @pytest.mark.parametrize("name", ["choice", "cloze", "generate", "server"])
-def test_settings_of_an_earlier_version_are_read_and_written_in_the_new_form(name, tmp_path):
+def test_settings_of_an_earlier_version_are_upgraded(name, tmp_path):
     written = earlier(name, tmp_path)
     old = written["settings"]
     header = read_header(tmp_path)
@@ -51,7 +51,7 @@ def test_settings_of_an_earlier_version_are_read_and_written_in_the_new_form(nam
     Journal(tmp_path, new)  # goes on in either form
 
 
-def test_what_answered_in_an_earlier_version(tmp_path):
+def test_the_model_in_settings_of_an_earlier_version(tmp_path):
     old = earlier("choice", tmp_path)["settings"]
     assert read_header(tmp_path).conditions.answered_by == LocalModel(
         "float32",
@@ -68,7 +68,7 @@ def test_what_answered_in_an_earlier_version(tmp_path):
     assert read_header(tmp_path).conditions.answered_by == ServedModel("http://localhost:8000", "small")
 
 
-def test_every_field_says_what_another_value_changes():
+def test_every_field_is_marked_with_what_it_changes():
     for record in (Conditions, LocalModel, ServedModel):
         for field in fields(record):
             marks = [mark for mark in getattr(field.type, "__metadata__", ()) if isinstance(mark, Changes)]
@@ -88,7 +88,7 @@ def test_every_field_says_what_another_value_changes():
         ({"answered_by": ServedModel("http://there", "")}, "server was null, is http://there"),
     ],
 )
-def test_an_evaluation_is_continued_under_the_same_conditions_alone(change, named, tmp_path):
+def test_an_evaluation_is_continued_only_under_equal_conditions(change, named, tmp_path):
     known = replace(CONDITIONS, data={"boolq": "b"}, encoding={"tokenizer": "a"}, versions={"torch": "v2"})
     Journal(tmp_path, known).record({})
     assert named in differences(known, replace(known, **change), *AFFECTS_PREDICTIONS)

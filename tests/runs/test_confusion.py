@@ -16,7 +16,7 @@ COUNTS = ((9, 2, 1, 0), (0, 10, 0, 0), (3, 0, 1, 1))
 """Questions by right option and by chosen one, or none."""
 
 
-def test_recall_and_precision_are_those_counted_by_hand(tmp_path):
+def test_recall_and_precision_equal_counts_by_hand(tmp_path):
     predictions = []
     for gold, row in enumerate(COUNTS):
         for chosen, count in zip((0, 1, 2, None), row, strict=True):

@@ -36,7 +36,7 @@ def predictions():
     return found
 
 
-def test_columns_are_those_of_the_predictions():
+def test_columns_equal_the_predictions():
     every = predictions()
     evaluation = Evaluation.of(Path(), CONDITIONS, every)
     assert list(evaluation.tasks) == list(TASKS)
@@ -73,7 +73,7 @@ def test_the_brier_score_is_scikit_learns():
     assert list(with_outcomes(generated).outcomes) == ["accuracy"]
 
 
-def test_some_questions_in_the_order_of_their_ids():
+def test_selected_questions_are_sorted_by_id():
     every = predictions()
     questions = {"obqa": {f"obqa/test/{row:02}" for row in (7, 1, 12, 99)}, "siqa": {"siqa/test/01"}}
     evaluation = Evaluation.of(Path(), CONDITIONS, every).only(questions)
@@ -85,7 +85,7 @@ def test_some_questions_in_the_order_of_their_ids():
     assert answers.at([]).ids == () and answers.at([]).outcomes["accuracy"] == ()
 
 
-def test_outcomes_that_were_kept_stay_and_scores_give_the_others():
+def test_stored_outcomes_are_kept_and_others_computed():
     whole = Evaluation.of(Path(), CONDITIONS, predictions()).tasks["obqa"]
     without = TaskAnswers(whole.ids, whole.gold, whole.outcomes, truncated=whole.truncated)
     assert with_outcomes(without) == without, "without scores nothing is added"
@@ -93,7 +93,7 @@ def test_outcomes_that_were_kept_stay_and_scores_give_the_others():
     assert with_outcomes(part).outcomes == {**whole.outcomes, "accuracy": (0.5,) * 20}
 
 
-def test_what_was_interrupted_is_known_and_left_out(tmp_path):
+def test_interrupted_tasks_are_left_out(tmp_path):
     journal = Journal(tmp_path, CONDITIONS)
     journal.record({"boolq": TaskRecord(asked=20), "obqa": TaskRecord(asked=30)})
     journal.keep(predictions())

@@ -92,7 +92,7 @@ def test_every_run_is_listed_with_its_state_and_scores(world, trained, tmp_path,
     assert code == 0 and says(said, "begun", "e/runs/lora-0.03-0")
 
 
-def test_of_an_imported_adapter_the_evaluation_that_has_a_base_is_compared(world, tmp_path):
+def test_an_imported_adapter_uses_the_evaluation_with_a_base(world, tmp_path):
     importing_kit.altered_source(tmp_path / "source", world, lambda config, state: None)
     import_adapter(tmp_path / "source", out=tmp_path / "run")
     for name in ("choice-label-bfloat16", "cloze-cloze-bfloat16", "cloze-cloze-bfloat16-base"):

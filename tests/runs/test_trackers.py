@@ -83,7 +83,7 @@ def points(run):
 
 @pytest.mark.slow
 @needs_both
-def test_a_resumed_run_and_its_evaluations_go_on_in_one_record(recipe, tmp_path, capsys):
+def test_a_resumed_run_and_its_evaluations_share_a_record(recipe, tmp_path, capsys):
     run = tmp_path / "run"
     train_recipe(recipe(BOTH, *SIX), out=run)
     cut_after(4, run)
@@ -113,7 +113,7 @@ def test_a_resumed_run_and_its_evaluations_go_on_in_one_record(recipe, tmp_path,
 
 
 @needs_both
-def test_what_a_run_logs_before_its_first_step_is_there_once(recipe, tmp_path, monkeypatch):
+def test_values_before_the_first_step_are_logged_once(recipe, tmp_path, monkeypatch):
     """It was killed before it had a checkpoint."""
     own = recipe("tracking.to=[tensorboard]", *SIX)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -129,7 +129,7 @@ def test_what_a_run_logs_before_its_first_step_is_there_once(recipe, tmp_path, m
         assert drawn[f"validation/{name.removeprefix('validation_')}"] == expected
 
 
-def test_parameters_that_a_tracker_has_are_not_given_again(recipe, tmp_path, monkeypatch):
+def test_parameters_are_logged_once(recipe, tmp_path, monkeypatch):
     """MLflow refuses other values of a record's parameters: a run that was killed before it had a checkpoint may be
     resumed with another `validate_every`."""
     known = {}

@@ -34,7 +34,7 @@ def test_recommended_strength_keeps_most_of_the_fall_in_loss(lowest, recommended
     assert f"strength {recommended:g}: " in found.conclusion()
 
 
-def test_a_loss_is_a_mean_over_label_tokens_and_not_over_rows():
+def test_the_loss_is_a_mean_over_label_tokens():
     """Two kinds of rows: the longer ones, which have nine of ten labels, are better off at 0.4, all others at 0.9."""
     weights = np.tile([1.0, 9.0], COUNT // 2)
     levels = np.array([[(c - 0.9) ** 2, (c - 0.4) ** 2] for c in STRENGTHS])
@@ -45,7 +45,7 @@ def test_a_loss_is_a_mean_over_label_tokens_and_not_over_rows():
     np.testing.assert_allclose(found.loss.means, expected)
 
 
-def test_too_few_rows_and_a_base_that_is_best_recommend_nothing():
+def test_no_recommendation_from_few_rows_or_if_the_base_is_best():
     for loss, why in ((measure(lambda c: 3 - c, count=29), "29 rows"), (measure(lambda c: 2 + c), "the base")):
         found = curve(loss)
         assert found.recommended is None and why in found.conclusion()
@@ -64,7 +64,7 @@ def test_samples_without_a_change_have_no_share():
         assert found.share(STRENGTHS.index(0.9)) == (1.0, (1.0, 1.0))
 
 
-def test_shares_and_intervals_are_those_of_a_plain_bootstrap():
+def test_shares_and_intervals_equal_a_plain_bootstrap():
     """Again, a sample at a time, with other draws: the ends agree within the sampling of a percentile."""
     found = measure(lambda c: -2 + c * (2 - c), "log p", noise=0.5, lower_is_better=False)
     place = STRENGTHS.index(0.6)
@@ -80,7 +80,7 @@ def test_shares_and_intervals_are_those_of_a_plain_bootstrap():
     assert (low, high) == pytest.approx(np.percentile(shares, [2.5, 97.5]), abs=0.01)
 
 
-def test_a_share_of_a_change_that_may_be_none_is_not_shown():
+def test_shares_of_uncertain_changes_are_not_shown():
     noisy = Measure("accuracy", np.outer(STRENGTHS, [1, -1] * 50), np.ones(100))
     sure = measure(lambda c: c * c, "nats per byte")
     found = curve(measure(lambda c: 3 - c), noisy, sure)
@@ -89,7 +89,7 @@ def test_a_share_of_a_change_that_may_be_none_is_not_shown():
     assert "%" not in row[2] and "25 %" in row[3]
 
 
-def test_a_curve_is_read_back_for_the_weights_that_it_is_of(trained, tmp_path):
+def test_a_curve_is_read_only_for_its_own_weights(trained, tmp_path):
     run = Run(tmp_path)
     (tmp_path / "adapter").symlink_to(trained / "adapter")
     weights = Run(trained)

@@ -45,7 +45,7 @@ def measured(world, tmp_path_factory):
     return folder, curve
 
 
-def test_the_validation_rows_of_a_run_that_replays_texts_are_known(world, tmp_path):
+def test_validation_rows_of_a_run_with_replay(world, tmp_path):
     lines = [{"text": f"a red fox sat near bridge {n} of the old town"} for n in range(6)]
     write_jsonl(tmp_path / "notes.jsonl", lines)
     notes = f"tasks={{notes: {{texts: {tmp_path / 'notes.jsonl'}}}}}"
@@ -60,7 +60,7 @@ def at(measure, strength):
     return float(measure.means[STRENGTHS.index(strength)])
 
 
-def test_its_ends_are_the_validations_of_the_training(measured):
+def test_the_ends_of_the_curve_equal_the_trainings_validations(measured):
     """The loss over label tokens before the first step, where B is zero, and after the last."""
     folder, curve = measured
     losses = {row["step"]: row["validation_loss"] for row in Run(folder / "run").metrics if "validation_loss" in row}
@@ -70,7 +70,7 @@ def test_its_ends_are_the_validations_of_the_training(measured):
     assert abs(losses[0] - losses[max(losses)]) > 0.1
 
 
-def test_its_inside_is_the_evaluation_of_what_is_written(measured, tmp_path):
+def test_a_point_of_the_curve_equals_an_evaluation(measured, tmp_path):
     """Texts at 0.6: a run of that strength, and the base at 0."""
     folder, curve = measured
     write_at_strength(folder / "run" / "adapter", 0.6, tmp_path / "weaker")
@@ -84,7 +84,7 @@ def test_its_inside_is_the_evaluation_of_what_is_written(measured, tmp_path):
 
 @pytest.mark.parametrize("method", ["methods/pissa", "methods/lora-xs", "methods/moelora", "peft/lora"])
 @torch.no_grad()
-def test_a_strength_that_is_set_is_the_one_that_is_written(method, world, tmp_path):
+def test_a_strength_set_in_place_equals_the_written_one(method, world, tmp_path):
     """In whatever order they are set; 0 is the base to the bit."""
     recipe = recipe_of(method, world, tmp_path)
     folder = moved(recipe, tmp_path / "adapter")
@@ -100,7 +100,7 @@ def test_a_strength_that_is_set_is_the_one_that_is_written(method, world, tmp_pa
     torch.testing.assert_close(logits_of(model), logits_of(base), rtol=0, atol=1e-5)
 
 
-def test_the_command_prints_keeps_and_writes_what_it_recommends(measured, tmp_path, monkeypatch, capsys):
+def test_the_command_writes_what_it_recommends(measured, tmp_path, monkeypatch, capsys):
     folder, curve = measured
     monkeypatch.chdir(tmp_path)
     run = Path(shutil.copytree(folder / "run", "run"))
@@ -115,7 +115,7 @@ def test_the_command_prints_keeps_and_writes_what_it_recommends(measured, tmp_pa
     assert code == 0 and Path("report/strength-run.png").is_file()
 
 
-def test_rows_of_a_file_and_none_that_it_was_trained_on(measured, world, tmp_path, capsys):
+def test_training_rows_in_a_file_are_left_out(measured, world, tmp_path, capsys):
     """Its training rows are left out, and the validation rows among them are not; the rest is too little."""
     folder, _ = measured
     seen = json.loads(next(world.glob("data/boolq/train.json")).read_text())[:20]
@@ -135,7 +135,7 @@ def test_rows_of_a_file_and_none_that_it_was_trained_on(measured, world, tmp_pat
         (("--rows", "x", "--set", "0.8", "--out", "x"), "--rows"),
     ],
 )
-def test_what_cannot_be_measured_is_one_line(recipe, tmp_path_factory, tmp_path, monkeypatch, capsys, words, named):
+def test_faults_are_one_line(recipe, tmp_path_factory, tmp_path, monkeypatch, capsys, words, named):
     monkeypatch.chdir(tmp_path)
     overrides = ["training.max_steps=2"] if "--texts" in words else ["training.max_steps=2", "data.validation_rows=0"]
     train_recipe(recipe(*overrides), out=Path("run"))

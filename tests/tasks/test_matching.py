@@ -87,7 +87,7 @@ def test_exact_is_lm_evals_exact_match(ignore):
         ("match: {pattern: '[A-Z]\\w+'}", {"regex_pattern": r"[A-Z]\w+"}),
     ],
 )
-def test_what_is_read_is_what_lm_evals_filters_read(declared, filter):
+def test_answers_read_equal_lm_evals_filters(declared, filter):
     match = wording(f"{{train: x, {declared}}}").match
     theirs = lm_eval_filters.RegexFilter(**filter, fallback="")
     read = {text: match.read(text) for text in TEXTS}
@@ -190,13 +190,13 @@ def test_rows_become_open_ended_questions(declared, row, accepted, response):
         ("", {"question": "q", "answer": "a"}, "options: 'options' is undefined; the row has question, answer"),
     ],
 )
-def test_rows_that_nothing_could_answer_are_refused(declared, row, said):
+def test_unanswerable_rows_are_refused(declared, row, said):
     with pytest.raises(ValueError) as error:
         task(f"{{train: x, {declared}}}").example(row, "mine/train/0")
     assert said in str(error.value)
 
 
-def test_a_row_that_is_only_asked_needs_no_response():
+def test_rows_to_evaluate_need_no_response():
     """A test file without solutions, and a pattern that the bare accepted answer does not follow."""
     solved = task("{train: x, test: y, response: solution, match: {pattern: '#### (.+)', compare: number}}")
     row = {"question": "q", "answer": "4"}
