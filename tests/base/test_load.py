@@ -8,11 +8,11 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from moslora.base import load
-from moslora.base.failures import loading
+from moslora.base.failures import fitting, loading
 from moslora.base.load import load_base
 from moslora.base.sharded import shard_base
 from moslora.console import note_once
-from moslora.errors import UsageError
+from moslora.errors import MosloraError, UsageError
 from moslora.recipe import ModelSection
 from reference import tiny_llama
 
@@ -68,3 +68,14 @@ def test_a_model_whose_layers_have_another_name_is_not_sharded():
     model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=16, n_head=2, vocab_size=32))
     with pytest.raises(UsageError, match=r"fsdp: GPT2LMHeadModel .* use ddp"):
         shard_base(model, device=CPU)
+
+
+@pytest.mark.parametrize(("quantization", "named"), [(None, True), ("int8", False)])
+def test_sharding_is_suggested_unless_the_base_is_int8(quantization, named):
+    section = ModelSection(name="base", quantization=quantization)
+    with (
+        pytest.raises(MosloraError, match="does not fit into the GPU's memory") as refusal,
+        fitting(section, sharding="fsdp, "),
+    ):
+        raise torch.OutOfMemoryError
+    assert ("fsdp" in str(refusal.value)) == named

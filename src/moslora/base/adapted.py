@@ -1,4 +1,4 @@
-"""A base with the adapters of a recipe: ours, or a method of PEFT. Both answer the same questions."""
+"""Adapters of a base model, ours or PEFT's, behind the same operations."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from moslora.recipe import PeftSection, Recipe
 
 @dataclass(frozen=True)
 class Adapters:
-    """What is asked of the adapters of a model, or of those that a recipe describes.
+    """Operations on the adapters of a model or of a recipe, for one kind of adapters.
 
     Attributes:
         put: see `with_adapters`.
@@ -57,7 +57,7 @@ def _own_layers(model: nn.Module) -> dict[str, tuple[nn.Module, nn.Module]]:
 
 
 def _own_settings(recipe: Recipe) -> dict[str, Any]:
-    """The adapter's section, and with a task gate the tasks."""
+    """Settings of the adapter's section, and the tasks where a gate routes by task."""
     settings = section_settings(recipe.adapter)
     if recipe.adapter.gated_by_task:
         settings["data.tasks"] = list(recipe.data.tasks)
@@ -65,11 +65,12 @@ def _own_settings(recipe: Recipe) -> dict[str, Any]:
 
 
 FREE = ("continue_from", "dropout", "trains")
-"""Keys of an adapter's section that say nothing of its weights, and may have other values in a run that continues."""
+"""Keys of an adapter's section that say nothing about its weights, so that a run that continues it may change them."""
 
 
 def section_settings(section: Any) -> dict[str, Any]:
-    """By dotted key; a list of layers has no order."""
+    """Settings of an adapter's section by dotted key. A list of target modules is sorted, as its order means
+    nothing."""
     values = section.model_dump(mode="json", exclude={*FREE})
     if isinstance(values["target_modules"], list):
         values["target_modules"].sort()
@@ -89,21 +90,22 @@ PEFT = Adapters(
 
 
 def adapters_of(recipe: Recipe) -> Adapters:
-    """The kind of adapters that ``recipe`` describes."""
+    """Kind of adapters that ``recipe`` describes."""
     return PEFT if isinstance(recipe.adapter, PeftSection) else OWN
 
 
 def adapters_in(model: nn.Module) -> Adapters:
-    """The kind of adapters that ``model`` has; ours of one without any."""
+    """Kind of adapters that ``model`` has; ours if it has none."""
     return PEFT if hasattr(model, "peft_config") else OWN
 
 
 def with_adapters(
     model: PreTrainedModel, recipe: Recipe, *, state: Mapping[str, Tensor] | None = None
 ) -> PreTrainedModel:
-    """``model``, changed in place and frozen, with the adapters of ``recipe``; PEFT's are in a ``PeftModel`` around it.
+    """Put the adapters of ``recipe`` into ``model``, in place, and freeze everything else. PEFT's return a
+    ``PeftModel`` around it.
 
-    ``state`` are their weights, instead of a start, which is drawn from the recipe's seed.
+    ``state`` are weights to start with. Without it the start is drawn from the recipe's seed.
 
     Raises:
         ValueError: a layer is not found or does not fit, or ``state`` does not.
@@ -113,17 +115,17 @@ def with_adapters(
 
 
 def adapted_layers(model: nn.Module) -> dict[str, tuple[nn.Module, nn.Module]]:
-    """The adapted layers with the base's in them, by the names that these have in the base."""
+    """Adapted layers by the base's names, each with the base layer inside it."""
     return adapters_in(model).layers(model)
 
 
 def adapter_state(model: nn.Module) -> dict[str, Tensor]:
-    """All of the adapters that a checkpoint must keep, by name."""
+    """Tensors of all adapters that a checkpoint must keep, by name."""
     return adapters_in(model).state(model)
 
 
 def own_parameters(model: nn.Module) -> set[nn.Parameter]:
-    """The parameters of all adapters without their bases', whether they learn or not."""
+    """Parameters of all adapters without their base layers', whether they are trained or not."""
     parameters: set[nn.Parameter] = set()
     for layer, base in adapted_layers(model).values():
         parameters |= {*layer.parameters()} - {*base.parameters()}

@@ -2,9 +2,9 @@
 
     t_{n+1} = argmax h(prompt, t_1 … t_n) · Wᵀ
 
-Rows are packed, without padding; what all prompts begin with is computed once; a row that has ended leaves, and the
-next prompt enters with the same pass that continues the others. In float32 the tokens are those of transformers'
-``generate(do_sample=False)``, whatever shares the passes, but where two logits differ by rounding alone.
+Rows are packed without padding, and a beginning that all prompts share is computed once. A row that has ended leaves
+the cache, and the pass that continues the other rows also reads the next prompt. In float32 the tokens equal those of
+transformers' ``generate(do_sample=False)`` for any batch, except where two logits differ by rounding alone.
 """
 
 from collections import deque
@@ -20,19 +20,20 @@ from moslora.kernels.cache import CachedPass, KeyValueCache
 from moslora.kernels.rows import common_prefix, send
 
 Ended = Callable[[int, list[int]], bool]
-"""Whether a prompt, given by its number, needs no token behind those that were written."""
+"""Callback with a prompt's number and the tokens written after it: whether the text has ended."""
 
 SHORTEST_BEGINNING = 16
-"""Number of tokens from which on a common beginning is worth a pass of its own."""
+"""Fewest tokens for which a common beginning gets a pass of its own."""
 
 NOT_FINITE = "the logits of a generated text are not finite; use --dtype bfloat16 or float32"
 
 NO_TOKEN = -1
-"""Stands for the likeliest token where the logits are no numbers, so that a GPU is waited for once."""
+"""Token id that stands for logits that are not finite. The check reads it with the tokens, so that a GPU is waited for
+once."""
 
 KEPT_ON_CPU = 8
-"""Tokens that are kept in the cache of a CPU for each that a pass may compute, so that its many rows are one product. A
-GPU, whose passes are larger and whose memory is not, keeps as many as it may compute."""
+"""Tokens in a CPU's cache per token of a pass, so that the many rows of a pass are one product. A GPU has larger passes
+and less memory, and keeps as many as a pass may compute."""
 
 
 @torch.inference_mode()
@@ -45,7 +46,7 @@ def decode(
     ends: Collection[int],
     batch_tokens: int,
 ) -> list[list[int]]:
-    """The new tokens of each prompt, at least one, with the one of ``ends`` that ends them.
+    """Return the new tokens of each prompt, at least one, including the token of ``ends`` that ended it.
 
     Args:
         model: in evaluation mode; its attention must be exchangeable (`moslora.kernels.attention.use_rows`).
@@ -97,7 +98,7 @@ def decode(
 
 
 def _next_tokens(model: PreTrainedModel, tokens: list[int], step: CachedPass) -> list[int]:
-    """The likeliest token after each row of the pass."""
+    """Return the likeliest token after each row of the pass."""
     hidden = _compute(model, tokens, step)  # (T, H)
     states = hidden.index_select(0, send(step.last, hidden.device))
     best = model.get_output_embeddings()(states).max(-1)  # of (rows, V) the first of equals
@@ -108,5 +109,5 @@ def _next_tokens(model: PreTrainedModel, tokens: list[int], step: CachedPass) ->
 
 
 def _compute(model: PreTrainedModel, tokens: list[int], step: CachedPass) -> Tensor:
-    """The hidden states of the pass over these tokens, which is filled up."""
+    """Return the hidden states ``(T, H)`` of a pass over ``tokens``, padded to the pass's fixed size."""
     return final_hidden(model, send([tokens + tokens[-1:] * step.filler], step.device), step)

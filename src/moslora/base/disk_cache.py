@@ -1,7 +1,7 @@
-"""What takes long to find out, kept in the cache: hashes of files, and what comparing the engines has told.
+"""Hashes of files and verdicts of engine comparisons, cached on disk because they take long to compute.
 
-A model is compared once on a machine. A verdict holds for the config, the adapters, the precision, the device, the
-libraries, the model's own code, and ours that computes.
+A model is compared once on each machine. A verdict holds for the config, the adapters, the precision, the device, the
+libraries, the model's own code, and our code that computes.
 """
 
 import hashlib
@@ -26,34 +26,34 @@ from moslora.processes.devices import gpu_module
 from moslora.version import PACKAGE
 
 COMPUTING = ("adapters", "base", "kernels")
-"""Our folders whose code computes."""
+"""Folders of our code that computes."""
 
 LIBRARIES = ("torch", "transformers", "liger_kernel", "triton", "bitsandbytes")
-"""Packages whose code computes, where they are installed."""
+"""Packages whose code computes, if they are installed."""
 
 SETTINGS = ("MOSLORA_PLAIN", "ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "NVIDIA_TF32_OVERRIDE")
-"""Variables of the environment that change what is computed."""
+"""Environment variables that change what is computed."""
 
 
-def cached(folder: str, of: str, find: Callable[[], Any], *, state: Any = None) -> Any:
-    """What ``find`` returns of what ``of`` names, a JSON value; from the cache's ``folder`` if it was found in the same
-    ``state``. A cache that cannot be written only costs time."""
-    file = home() / folder / f"{hashlib.sha256(of.encode()).hexdigest()[:32]}.json"
+def cached(folder: str, key: str, find: Callable[[], Any], *, state: Any = None) -> Any:
+    """Return the JSON value of ``find()``, from the file for ``key`` in the cache's ``folder`` if that was written with
+    the same ``state``. A cache that cannot be written only costs time."""
+    file = home() / folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     with suppress(OSError, ValueError, KeyError, TypeError):  # there is none yet, or it is damaged
-        known = json.loads(file.read_text(encoding="utf-8"))
-        if known["state"] == state:
-            return known["found"]
+        entry = json.loads(file.read_text(encoding="utf-8"))
+        if entry["state"] == state:
+            return entry["found"]
     value = find()
     with suppress(OSError, MosloraError):
         file.parent.mkdir(parents=True, exist_ok=True)
         with once_per_machine(file):
-            write_json(file, {"of": of, "state": state, "found": value})
+            write_json(file, {"of": key, "state": state, "found": value})
     return value
 
 
 def cached_verdict(model: PreTrainedModel, decide: Callable[[], str | None], **how: Any) -> str | None:
-    """The verdict on ``model``, compared in this way: why our engine does not compute it, if so. ``decide`` is asked
-    where none was kept."""
+    """Return why our engine does not compute ``model``, or ``None`` if it does; ``decide`` compares where no verdict is
+    cached for these conditions."""
     gpu = None if model.device.type in ("cpu", "meta") else gpu_module().get_device_name(model.device)
     facts = {
         "config": {**model.config.to_dict(), "_name_or_path": None},
@@ -71,7 +71,8 @@ def cached_verdict(model: PreTrainedModel, decide: Callable[[], str | None], **h
 
 
 def _in_json(value: Any) -> Any:
-    """A set sorted, as its order differs between processes; of an object, such as PEFT's config, its attributes."""
+    """JSON value of an object: a set sorted, as its order differs between processes, and an object such as PEFT's
+    config by its attributes."""
     if isinstance(value, set):
         return sorted(value)
     return getattr(value, "__dict__", str(value))

@@ -1,11 +1,14 @@
-"""Which engine computes a model: ours where it computes what transformers' own forward does, or else transformers'.
+"""Own engine or transformers': which of them computes a model. Ours does where its numbers equal those of transformers'
+own forward.
 
-Numbers are compared as the model is loaded: the logits of two rows of unequal length with a common beginning, and the
-gradient of every factor of the adapters, off their start; through transformers' modules first, then through ours. Where
-computing the model itself costs much, rounding may be the difference, or the config has a window, which is longer than
-these rows, its small twin decides, whose windows are shorter: in float32 on a CPU, and then as the model is computed,
-which has to be equal but for rounding. Through a deep model rounding alone may turn a gradient around; through a twin
-of few layers it does not.
+The numbers are the logits of two rows of unequal length with a common beginning, and the gradient of every factor of
+the adapters, moved off their start. They are computed as the model is loaded: by transformers' modules first, then by
+ours.
+
+The model's small twin (`moslora.base.twin`) decides instead where computing the model costs much, where rounding may
+explain a difference, or where the config has an attention window longer than the two rows, as the twin's windows are
+shorter. The twin is compared in float32 on a CPU, and then in the model's own dtype and device, up to rounding.
+Rounding alone may turn a gradient around in a deep model, but not in a twin of few layers.
 """
 
 import itertools
@@ -36,33 +39,34 @@ from moslora.processes.devices import is_out_of_memory
 from moslora.processes.group import all_gather
 
 TOLERANCE = 1e-5
-"""Largest ‖z' − z‖ / ‖z‖ of all logits in float32, where z is computed by transformers and z' by our engine."""
+"""Largest relative error ‖z' − z‖ / ‖z‖ of our engine's float32 logits z', with z from transformers."""
 
 TOLERANCE_OF_GRADIENTS = 5e-4
-"""The same of a factor's gradient, relative to a hundredth of the largest factor's where that is larger."""
+"""Largest relative error of a factor's float32 gradient. Its length counts as at least a hundredth of the longest
+gradient's."""
 
 TOLERANCE_IN_16_BITS = 2e-2
-"""The same of the logits in bfloat16 and float16."""
+"""Largest relative error of the logits in bfloat16 and float16."""
 
 TOLERANCE_OF_GRADIENTS_IN_16_BITS = 5e-2
-"""The same of the gradients there."""
+"""Largest relative error of a factor's gradient in bfloat16 and float16."""
 
 FAR = 10
-"""An error of the logits of so many times the tolerance is not rounding, in 16 bits."""
+"""Multiple of the tolerance from which rounding to 16 bits cannot explain an error of the logits."""
 
 FAR_OF_GRADIENTS = 0.8
-"""Nor is a gradient that is off by so much of its length; experts that a rounded router chooses make up to 0.4."""
+"""Relative gradient error that rounding cannot explain. Rounding in a mixture-of-experts router causes up to 0.4."""
 
 
 class Computed(NamedTuple):
-    """What an engine computes of the two rows."""
+    """Logits and gradients of the two rows, computed by one engine."""
 
     logits: Tensor  # one row after the other, (tokens, vocabulary)
     gradients: dict[str, Tensor]  # of the factors that learn, by name
 
 
-class TellsNothing(Exception):
-    """Logits that are no numbers, or all zero: of damaged weights, or a scale that overflows."""
+class MeaninglessLogits(Exception):
+    """Logits that are not finite or all zero, from damaged weights or a scale that overflows."""
 
 
 def choose_engine(
@@ -72,10 +76,11 @@ def choose_engine(
     computed_here: bool = True,
     trust_remote_code: bool = False,
 ) -> None:
-    """Chooses the engine of ``model``, which has transformers' modules, perhaps with adapters; ours gets its modules.
+    """Choose the engine of ``model``, which has transformers' modules and perhaps adapters, and put our modules in for
+    ours.
 
-    Without ``computed_here``, or where transformers' modules are slow, the twin is computed instead. All processes of a
-    group take what its first one finds, which is kept (`moslora.base.disk_cache`).
+    Without ``computed_here``, or where transformers' modules are slow, the twin is compared instead. All processes of a
+    group follow the verdict of the first, which is cached (`moslora.base.disk_cache`).
 
     Raises:
         UnsupportedModel: it is not causal, or cannot be computed; or not by our engine, which is ``wanted``.
@@ -111,12 +116,12 @@ def choose_engine(
 def _why_not(
     model: PreTrainedModel, wanted: EngineChoice, *, computed_here: bool, trust_remote_code: bool
 ) -> str | None:
-    """Why our engine does not compute ``model``; ``None`` if it does, or is not wanted."""
+    """Why our engine does not compute ``model``; ``None`` if it does, or if transformers' engine is wanted."""
     # bitsandbytes unpacks every weight for each pass, and in 8 bits rounds what it multiplies. A CPU that cannot
     # multiply 16-bit numbers takes minutes for a large model.
     slow = bool(quantized_layers(model)) or kernel(model.device, model.dtype) == IN_FLOAT32
     if computed_here and not slow:
-        with suppress(TellsNothing):
+        with suppress(MeaninglessLogits):
             why = _compare(model, wanted)
             if why is None:
                 if wanted == Transformers.name or not limits_what_is_seen(model.config):
@@ -127,28 +132,27 @@ def _why_not(
 
 
 def _compare(model: PreTrainedModel, wanted: EngineChoice, *, rounded: bool = False) -> str | None:
-    """How our engine differs on ``model``, which stays as it is; ``None`` where it does not, or is not wanted.
-
-    Of what is ``rounded`` it differs where rounding cannot be the reason.
+    """How our engine's numbers differ on ``model``, which stays unchanged; ``None`` if they are equal, or if
+    transformers' engine is wanted. With ``rounded``, only differences that rounding cannot explain count.
 
     Raises:
-        TellsNothing: transformers' own numbers are none to compare with.
+        MeaninglessLogits: transformers' own numbers are none to compare with.
     """
     name = type(model).__name__
     with _off_start(model):
-        stock = _measured_plainly(model)
+        stock = _measure_transformers(model)
         if wanted == Transformers.name:
             return None
         if getattr(model.get_output_embeddings(), "bias", None) is not None:
             return f"the output layer of {name} is more than a product"
         if not 0 < float(stock.logits.float().norm()) < math.inf:
-            raise TellsNothing
+            raise MeaninglessLogits
         attention = model.config._attn_implementation
         before = use_own_modules(model)
         pack_nothing(model)  # a pass is not worth a second copy of all weights
         model.eval()
         try:
-            return _difference(name, stock, _measured(Own(model)), rounded=rounded)
+            return _difference(name, stock, _measure(Own(model)), rounded=rounded)
         except Exception as error:  # of any model's code
             if is_out_of_memory(error):
                 raise
@@ -162,7 +166,7 @@ def _compare(model: PreTrainedModel, wanted: EngineChoice, *, rounded: bool = Fa
 
 
 def _difference(name: str, stock: Computed, ours: Computed, *, rounded: bool) -> str | None:
-    """How what two engines have measured differs."""
+    """First difference between the numbers of two engines, in words; ``None`` if there is none."""
     of_logits, of_gradients = TOLERANCE, TOLERANCE_OF_GRADIENTS
     if stock.logits.dtype.itemsize <= 2:
         of_logits, of_gradients = TOLERANCE_IN_16_BITS, TOLERANCE_OF_GRADIENTS_IN_16_BITS
@@ -184,18 +188,18 @@ def _difference(name: str, stock: Computed, ours: Computed, *, rounded: bool) ->
     return None
 
 
-def _lay(engine: Engine, rows: Sequence[Sequence[int]]) -> tuple[Batch, list[int]]:
-    """The rows as a batch, of which the adapters know; and the places of their tokens, one row after the other."""
+def _build_batch(engine: Engine, rows: Sequence[Sequence[int]]) -> tuple[Batch, list[int]]:
+    """Return the rows as a batch, which is described to the adapters, and the places of their tokens, row after row."""
     batch = engine.build_batch([rows], engine.model.device)
     describe_batch(engine.model, tokens=batch.real, tasks=torch.zeros_like(batch.input_ids))
     return batch, list(itertools.chain.from_iterable(batch.paths))
 
 
-def _measured(engine: Engine) -> Computed:
-    """The logits of the two rows, and the gradient of the loss of their next tokens."""
+def _measure(engine: Engine) -> Computed:
+    """Logits of the two rows, and gradients of the loss of their next tokens."""
     model = engine.model
     rows = two_rows(model.config)
-    batch, places = _lay(engine, rows)
+    batch, places = _build_batch(engine, rows)
     targets = torch.tensor([token for row in rows for token in (*row[1:], row[0])], device=model.device)
     learn = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     gradients: dict[str, Tensor] = {}
@@ -211,8 +215,8 @@ def _measured(engine: Engine) -> Computed:
     return Computed(logits, gradients)
 
 
-def _measured_plainly(model: PreTrainedModel) -> Computed:
-    """The same by transformers' forward, whose adapters compute plainly.
+def _measure_transformers(model: PreTrainedModel) -> Computed:
+    """Logits and gradients of the two rows by transformers' forward, with adapters that use plain formulas.
 
     Raises:
         UnsupportedModel: the model cannot compute text, or is not causal.
@@ -225,9 +229,9 @@ def _measured_plainly(model: PreTrainedModel) -> Computed:
         layer.context.bypassed.clear()
     try:
         engine = Transformers(model)
-        measured = _measured(engine)
+        measured = _measure(engine)
         with torch.no_grad():
-            alone = engine.logits(*_lay(engine, two_rows(model.config)[:1]))
+            alone = engine.logits(*_build_batch(engine, two_rows(model.config)[:1]))
         describe_batch(model)
     except Exception as error:  # of any model's code
         if is_out_of_memory(error):
@@ -251,8 +255,8 @@ def _measured_plainly(model: PreTrainedModel) -> Computed:
 
 
 def _refuse_unfit(layers: Mapping[str, AdapterLinear], learned: Iterable[str], model: str) -> None:
-    """Refuses layers whose weight the model's own code has read, or that no text passes: nothing of their kind has
-    ``learned``, in any layer or expert."""
+    """Refuse adapted layers whose weight the model's own code reads around the adapter, or that no text reaches: no
+    layer of their kind, in any decoder layer or expert, has a gradient."""
     kinds = {re.sub(r"\d+", "*", name) for name in learned}
     names = set()
     unfit = set()
@@ -271,8 +275,8 @@ def _refuse_unfit(layers: Mapping[str, AdapterLinear], learned: Iterable[str], m
 
 @contextmanager
 def _off_start(model: PreTrainedModel) -> Iterator[None]:
-    """Inside the block the factors that learn have left their start, where some have no gradient; afterwards they are
-    what they were."""
+    """Move the trained factors off their start inside the block, as some have no gradient there, and restore them
+    afterwards."""
     learn = [weight for weight in model.parameters() if weight.requires_grad]
     before = [weight.data for weight in learn]
     draw = torch.Generator().manual_seed(0)
@@ -287,7 +291,8 @@ def _off_start(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _compare_twins(model: PreTrainedModel, wanted: EngineChoice, *, trust_remote_code: bool) -> str | None:
-    """Why our engine does not compute the small twin of ``model``, with adapters on layers of the same names."""
+    """How our engine's numbers differ on the small twin of ``model``, with adapters on layers of the same names;
+    ``None`` if they are equal."""
     targets = sorted({name.rpartition(".")[2] for name, _ in named_adapters(model)})
     try:
         twin = small_twin(model.config, trust_remote_code=trust_remote_code)
@@ -300,14 +305,14 @@ def _compare_twins(model: PreTrainedModel, wanted: EngineChoice, *, trust_remote
     except Exception as misfit:  # of hundreds of architectures, whose sizes fit each other in ways of their own
         return f"no small {type(model).__name__} could be computed ({first_line(misfit)})"
     if why is None and model.device.type != "meta" and _rounds(model.device, model.dtype):
-        with suppress(UsageError, TellsNothing):  # of code that wants some weights in float32
+        with suppress(UsageError, MeaninglessLogits):  # of code that wants some weights in float32
             why = _compare(_as_computed(twin, model), wanted, rounded=True)
     return why
 
 
 def _as_computed(twin: PreTrainedModel, model: PreTrainedModel) -> PreTrainedModel:
-    """``twin`` on the device and in the dtype of ``model``, its factors in float32; with weights of the usual size, as
-    steep ones also make rounding large."""
+    """Return ``twin`` on the device and in the dtype of ``model``, with factors in float32. Its weights are scaled down
+    to the usual size, because large weights magnify rounding."""
     for weight in twin.parameters():
         if weight.is_floating_point() and not weight.requires_grad:
             if weight.ndim > 1:
@@ -318,9 +323,9 @@ def _as_computed(twin: PreTrainedModel, model: PreTrainedModel) -> PreTrainedMod
 
 
 def _rounds(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether factors may be rounded when they are multiplied, to 16 bits or to TF32, with a mantissa of 10 bits.
+    """Whether products of factors may be rounded to 16 bits, or to TF32 with its mantissa of 10 bits.
 
-    NVIDIA's images switch TF32 on by TORCH_ALLOW_TF32_CUBLAS_OVERRIDE, which torch tells. cuBLAS's own
-    NVIDIA_TF32_OVERRIDE is told nowhere, so any GPU may.
+    torch reports the TF32 of TORCH_ALLOW_TF32_CUBLAS_OVERRIDE, which NVIDIA's images set. It does not report cuBLAS's
+    own NVIDIA_TF32_OVERRIDE, so any GPU may round.
     """
     return dtype.itemsize <= 2 or device.type != "cpu" or torch.get_float32_matmul_precision() != "highest"

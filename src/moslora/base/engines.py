@@ -1,14 +1,13 @@
-"""How a model is computed: by our engine, or by transformers' own forward. Both do the same five things.
+"""Engines that compute a model: ours, or transformers' own forward. Both have the same five methods.
 
-build_batch  the texts of all groups as a batch, whose places count its tokens row after row
-logits  those after the tokens at P places, shape ``(P, vocabulary)``
-loss    Σ −log p of the tokens ``targets (N,)`` after those at N places, which are ``sent`` to the device, too: a
-        scalar, float32 or wider. Without a target it is zero, but still depends on every parameter, so that a process
-        without rows takes part in the gradient reduction
-log_p   of the targets after the tokens at places, nats, float32 of shape ``(P,)``. Without a gradient
-write   the new tokens of each prompt, as :func:`moslora.base.decoding.decode` has them
+build_batch all texts as a batch, whose places number its tokens row after row logits logits after the tokens at P
+places, shape ``(P, vocabulary)`` loss Σ −log p(target) of the tokens ``targets (N,)`` after those at N ``places``,
+which ``sent`` holds on the device: a scalar, float32 or wider. Without a target it is zero, but still depends on every
+parameter, so that a process without rows takes part in the gradient reduction log_p log-probabilities of ``targets``
+after the tokens at P places: nats, float32 ``(P,)``, without a gradient write new tokens of each prompt, as
+:func:`moslora.base.decoding.decode`
 
-``pads`` says whether a batch takes the room of its longest row for each.
+``pads`` says whether every row of a batch is as long as the longest.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -34,16 +33,16 @@ from moslora.kernels.rows import Rows, concatenate, send
 from moslora.kernels.vocabulary import sizes
 
 PromptGroups = Sequence[Sequence[Sequence[int]]]
-"""Texts as tokens; those of a group may have a common beginning, such as a question and its options."""
+"""Texts as tokens, in groups with a common beginning, such as a question and its options."""
 
 SHARED = 4
-"""Number of tokens that the `two_rows` begin with."""
+"""Number of tokens that both rows of `two_rows` begin with."""
 
 ENDS = (3, 6)
-"""Number of tokens that follow in each of them."""
+"""Number of tokens after the common beginning in each of `two_rows`."""
 
 SMALLEST = float(torch.finfo(torch.float32).tiny)
-"""A tensor that is shorter is as good as zero."""
+"""Length below which a tensor counts as zero."""
 
 
 @dataclass(frozen=True)
@@ -57,14 +56,15 @@ class Batch:
 
 
 class _Model:
-    """A causal language model, perhaps with adapters, which PEFT puts into the model that its own holds."""
+    """Causal language model, perhaps with adapters. Of PEFT's wrapper it takes the model inside."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model: PreTrainedModel = getattr(model, "get_base_model", lambda: model)()
 
 
 class Own(_Model):
-    """Our engine: rows end to end, common beginnings once, our modules, logits a piece of the vocabulary at a time."""
+    """Our engine: rows end to end, common beginnings once, our modules, and logits for a piece of the vocabulary at a
+    time."""
 
     name: ClassVar[EngineName] = "own"
     pads = False
@@ -98,10 +98,10 @@ class Own(_Model):
 
 
 class Transformers(_Model):
-    """transformers' own forward over rows that are padded at their end and masked, with its own modules.
+    """transformers' own forward and modules, over rows that are padded at their end and masked.
 
-    Prompts are padded at their beginning. A model that then reads them in another way, such as one that counts padding
-    as positions, gets prompts of one length.
+    Prompts are padded at their beginning. A model that reads padded prompts differently, for example because it counts
+    padding as positions, gets prompts of one length.
     """
 
     name: ClassVar[EngineName] = "transformers"
@@ -179,7 +179,7 @@ class Transformers(_Model):
 
     @cached_property
     def _reads_padding_alike(self) -> bool:
-        """Whether a prompt that is padded at its beginning is read as it is alone."""
+        """Whether a prompt that is padded at its beginning has the same logits as alone."""
         short, long = two_rows(self.model.config)
         settings = {"max_new_tokens": 3, "do_sample": False, "return_dict_in_generate": True, "output_scores": True}
         alone = _generate(self.model, [short], settings).scores[-1][0]
@@ -191,22 +191,22 @@ Engine = Own | Transformers
 
 
 def engine_of(model: PreTrainedModel) -> Engine:
-    """Engine of ``model`` that `choose_engine` has decided on; ours for a model that it has not seen."""
+    """Engine that `choose_engine` has chosen for ``model``; ours for a model that it has not seen."""
     if getattr(model, "moslora_engine", Own.name) == Own.name:
         return Own(model)
     return Transformers(model)
 
 
 def relative_error(computed: Tensor, expected: Tensor, *, least: float = 0.0) -> float:
-    """‖z' − z‖ / ‖z‖ of tensors of the same shape, in float32, with z ``expected``; relative to ``least`` if that is
-    longer."""
+    """‖z' − z‖ / ‖z‖ of tensors of the same shape, in float32, with z ``expected``; relative to ``least`` where that is
+    larger than ‖z‖."""
     expected = expected.float()
     return float((computed.float() - expected).norm()) / max(float(expected.norm()), least, SMALLEST)
 
 
 def two_rows(config: PretrainedConfig) -> tuple[list[int], list[int]]:
-    """The rows by which a model is looked at: a short and a long one, of tokens from all over the vocabulary, none of
-    them special."""
+    """Return a short and a long row of tokens by which a model is examined: from all over the vocabulary, none of them
+    special."""
     decoder = config.get_text_config(decoder=True)
     values = [*config.to_dict().items(), *decoder.to_dict().items()]
     special = [value for key, value in values if key.endswith(("_token_id", "_token_index"))]
@@ -220,8 +220,8 @@ def two_rows(config: PretrainedConfig) -> tuple[list[int], list[int]]:
 def generate(
     model: PreTrainedModel, prompts: Sequence[list[int]], settings: Mapping[str, Any], **options: Any
 ) -> Tensor:
-    """The new tokens of each prompt by transformers' ``generate``, ``(prompts, new)``: over prompts that are padded at
-    their beginning, and masked.
+    """Return the new tokens of each prompt, shape ``(prompts, new)``, by transformers' ``generate`` over prompts that
+    are padded at their beginning and masked.
 
     A model's own `generation_config.json` is not used: its penalties, suppressed tokens or samples would change texts.
     """
@@ -230,7 +230,7 @@ def generate(
 
 
 def _generate(model: Any, prompts: Sequence[list[int]], settings: Mapping[str, Any], **options: Any) -> Any:
-    """What transformers' ``generate`` returns."""
+    """Return the result of transformers' ``generate``, prompts included."""
     rows = [torch.tensor(prompt) for prompt in prompts]
     ids = pad_sequence(rows, batch_first=True, padding_value=-1, padding_side="left").to(model.device)
     padding = prompts[0][0]  # masked, so any token will do
@@ -253,7 +253,7 @@ def _generate(model: Any, prompts: Sequence[list[int]], settings: Mapping[str, A
 
 
 def _finite(_: Tensor, scores: Tensor) -> Tensor:
-    """Refuses logits that are no numbers."""
+    """Refuse logits that are not finite."""
     if not scores.amax(-1).isfinite().all():
         raise MosloraError(NOT_FINITE)
     return scores

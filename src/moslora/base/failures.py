@@ -1,4 +1,4 @@
-"""What goes wrong while a model is loaded, as one line: the libraries' errors, and running out of GPU memory."""
+"""Errors of the libraries while a model is loaded, in one line each, and running out of GPU memory."""
 
 import logging
 import re
@@ -19,14 +19,14 @@ from moslora.recipe import ModelSection
 
 
 class UnsupportedModel(UsageError):
-    """A model that cannot be trained or scored here. The message says why, without its name."""
+    """Model that cannot be trained or scored here. The message says why, without the model's name."""
 
 
 @contextmanager
 def loading(name: str, what: str) -> Iterator[None]:
-    """Turns any error of the libraries while ``what`` of model ``name`` is loaded into one line.
+    """Turn any error of the libraries while ``what`` of model ``name`` is loaded into one line.
 
-    A GPU out of memory is left to :func:`fitting`.
+    Running out of GPU memory is left to :func:`fitting`.
     """
     if not (is_main_process() and sys.stderr.isatty()):
         disable_progress_bar()
@@ -41,9 +41,10 @@ def loading(name: str, what: str) -> Iterator[None]:
 
 @contextmanager
 def _load_report() -> Iterator[list[str]]:
-    """Collects transformers' table of missing and mismatched tensors, instead of printing it.
+    """Collect transformers' table of missing and mismatched tensors instead of printing it.
 
-    Such tensors are refused in one line here. An error while transformers quantises is in the table alone.
+    `moslora.base.load` refuses such tensors in one line. An error while transformers quantises appears in the table
+    alone.
     """
     report: list[str] = []
     logger = logging.getLogger("transformers.modeling_utils")
@@ -62,7 +63,7 @@ def _load_report() -> Iterator[list[str]]:
 
 
 def _explained(error: Exception, report: str, *, name: str, what: str) -> Exception:
-    """What is raised instead of a library's ``error``; ``report`` is transformers' table."""
+    """Return the error to raise instead of a library's ``error``; ``report`` is transformers' table."""
     if "OutOfMemoryError" in report or is_out_of_memory(error):
         return torch.OutOfMemoryError()
     if isinstance(error, ValueError) and "trust_remote_code" in str(error):
@@ -82,7 +83,7 @@ def _explained(error: Exception, report: str, *, name: str, what: str) -> Except
 
 @contextmanager
 def or_out_of_memory(line: str) -> Iterator[None]:
-    """Turns running out of GPU memory into an error with this ``line``."""
+    """Turn running out of GPU memory into an error with this ``line``."""
     try:
         yield
     except RuntimeError as error:
@@ -91,11 +92,14 @@ def or_out_of_memory(line: str) -> Iterator[None]:
         raise MosloraError(line) from None
 
 
-def fitting(section: ModelSection, *, another: str = "") -> AbstractContextManager[None]:
-    """Turns running out of GPU memory while the model of ``section`` is loaded into an error that names ways out.
+def fitting(section: ModelSection, *, sharding: str = "") -> AbstractContextManager[None]:
+    """Turn running out of GPU memory while the model of ``section`` is loaded into an error that names ways out,
+    including ``sharding``.
 
-    ``another`` one is named beside the usual ones.
+    ``sharding`` is the setting that shards the base; int8 layers cannot be sharded.
     """
     in_4_bits = "" if section.quantization == "nf4" else "a recipe with model.quantization=nf4 (4 bits), "
-    ways_out = f"{in_4_bits}{another}a smaller model, or the CPU: CUDA_VISIBLE_DEVICES=''"
+    if section.quantization == "int8":
+        sharding = ""
+    ways_out = f"{in_4_bits}{sharding}a smaller model, or the CPU: CUDA_VISIBLE_DEVICES=''"
     return or_out_of_memory(f"{section.name} in {section.precision} does not fit into the GPU's memory; use {ways_out}")

@@ -1,7 +1,7 @@
-"""The identity of a base: the bytes of its weights, and the config that says how they compute.
+"""Identity of a base: the bytes of its weights, and the config that says how they compute.
 
-Evaluations, checkpoints, experiments and imports all use it, so that they agree on what is the same model. A model's
-path and the precision that it is loaded in are no part of it.
+Evaluations, checkpoints, experiments and imports share it, so that they agree on what is the same model. A model's path
+and the precision in which it is loaded are not part of it.
 """
 
 import functools
@@ -19,26 +19,26 @@ from moslora.errors import MosloraError, first_line
 from moslora.files import sha256
 
 HASHED_WHOLE = 2 * 10**9
-"""Bytes of a weight file up to which all of them are hashed: about two seconds, once."""
+"""Largest weight file, in bytes, of which every byte is hashed, which takes about two seconds once."""
 
 STRIDE = 16 * 2**20
-"""Bytes from one sample of a larger file to the next; its header and its last :data:`SAMPLE` bytes are hashed too."""
+"""Bytes between the starts of two samples of a larger file."""
 
 SAMPLE = 64 * 2**10
 """Bytes of a sample."""
 
 NOT_COMPUTED = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
-"""Keys of a config that change no number here: who wrote it, and how others load it."""
+"""Keys of a config that change no number here, such as who wrote it and how others load it."""
 
 _version_of = functools.cache(metadata.version)  # which parses all that a package says of itself
 
 
 @functools.cache
 def fingerprint(name: str, *, revision: str | None = None) -> str:
-    """A short hash of the model's weights and config; a model with another hash computes something else.
+    """Return a short hash of the model's weights and config. A model with another hash computes something else.
 
-    Hashed are the weight files, of those above :data:`HASHED_WHOLE` a sample; ``config.json`` without the keys of
-    :data:`NOT_COMPUTED`; and the model's own Python code, if its config names any. Kept for this process.
+    Hashed are the weight files (a sample of those above :data:`HASHED_WHOLE`), ``config.json`` without the keys of
+    :data:`NOT_COMPUTED`, and the model's own Python code if its config names any. The hash is cached in this process.
 
     Raises:
         MosloraError: a file cannot be read.
@@ -46,14 +46,14 @@ def fingerprint(name: str, *, revision: str | None = None) -> str:
     """
     files = weight_files(name, revision=revision)
     folder = files[0].parent
-    parts = {"weights": [_kept_hash(path) for path in files], "config": _config(folder / "config.json")}
+    parts = {"weights": [_file_hash(path) for path in files], "config": _config(folder / "config.json")}
     if "auto_map" in parts["config"]:
         parts["code"] = [sha256(path) for path in sorted(folder.glob("*.py"))]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _config(path: Path) -> Any:
-    """The config's keys that change what is computed, also in the configs within it."""
+    """Read the keys of a config that change what is computed, also in the configs within it."""
     try:
         return json.loads(
             path.read_text(encoding="utf-8"),
@@ -63,8 +63,8 @@ def _config(path: Path) -> Any:
         raise MosloraError(f"{path}: not a model's config ({first_line(error)}); download the model again") from None
 
 
-def _kept_hash(path: Path) -> str:
-    """`weight_hash` of a file, kept in the cache until the file is written to; refuses one that is cut short."""
+def _file_hash(path: Path) -> str:
+    """Return `weight_hash` of a file, cached on disk until the file is written to. Refuse a file that is cut short."""
     try:
         with safe_open(path, framework="pt"):
             pass
@@ -78,10 +78,10 @@ def _kept_hash(path: Path) -> str:
 
 
 def weight_hash(path: Path) -> str:
-    """sha256 of a weight file, or, if it is larger than :data:`HASHED_WHOLE`, of its size, its header and a sample.
+    """Return the sha256 of a weight file, or of its size, header and samples if it is larger than :data:`HASHED_WHOLE`.
 
-    The header names every tensor with its dtype, shape and place. The sample is of `SAMPLE` bytes at each multiple of
-    `STRIDE`, and of the last ones, so that a training, a merge or another precision is noticed.
+    The header names every tensor with its dtype, shape and place. Samples of `SAMPLE` bytes, at each multiple of
+    `STRIDE` and at the end, notice a training, a merge or another precision.
     """
     size = path.stat().st_size
     if size <= HASHED_WHOLE:
@@ -98,7 +98,8 @@ def weight_hash(path: Path) -> str:
 
 
 def packages(*others: str, quantized: bool) -> dict[str, str]:
-    """The versions of the packages that compute: bitsandbytes for a quantised base, and ``others`` of its adapters."""
+    """Return the versions of the packages that compute: torch and its like, bitsandbytes for a quantised base, and
+    ``others`` of its adapters."""
     names = ["torch", "transformers", "tokenizers", "accelerate"]
     if quantized:
         names.append("bitsandbytes")

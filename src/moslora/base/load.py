@@ -1,4 +1,4 @@
-"""Loads the base model and its tokenizer."""
+"""Loading of the base model and its tokenizer."""
 
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -24,11 +24,11 @@ from moslora.recipe import ModelSection
 Value = TypeVar("Value")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-"""torch's dtype of each that a recipe may name."""
+"""torch's dtype for each name in a recipe."""
 
 
 def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
-    """The tokenizer of the model that ``section`` names."""
+    """Load the tokenizer of the model that ``section`` names."""
     source = locate(section.name, revision=section.revision)
     with loading(section.name, "tokenizer"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
@@ -40,14 +40,14 @@ def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
 def load_base(
     section: ModelSection, *, device: torch.device | str = "cpu", computed_here: bool = True
 ) -> PreTrainedModel:
-    """The model of :func:`read_base` with its engine chosen, to be computed without adapters."""
+    """Load the model of ``section`` (:func:`read_base`) and choose its engine, to be computed without adapters."""
     model = read_base(section, device=device, computed_here=computed_here)
     choose_engine_of(model, section, computed_here=computed_here)
     return model
 
 
 def choose_engine_of(model: PreTrainedModel, section: ModelSection, *, computed_here: bool = True) -> None:
-    """Choose the engine (:func:`choose_engine`) of a model of :func:`read_base`, perhaps with adapters."""
+    """Choose the engine (:func:`choose_engine`) of a model of ``section``, perhaps with adapters."""
     try:
         choose_engine(model, section.engine, computed_here=computed_here, trust_remote_code=section.trust_remote_code)
     except UnsupportedModel as fault:
@@ -57,8 +57,8 @@ def choose_engine_of(model: PreTrainedModel, section: ModelSection, *, computed_
 def read_base(
     section: ModelSection, *, device: torch.device | str = "cpu", computed_here: bool = True
 ) -> PreTrainedModel:
-    """The causal language model that ``section`` describes on ``device``, frozen and in evaluation mode, with
-    transformers' modules.
+    """Load the causal language model of ``section`` on ``device``: frozen, in evaluation mode, with transformers'
+    modules.
 
     The output layer and the embeddings, tied or not, are never quantised. ``computed_here`` is false where the model
     will be sharded over other devices before anything is computed.
@@ -82,7 +82,7 @@ def read_base(
 
 
 def _judge_dtype(dtype: DType, computing: torch.device) -> None:
-    """Refuses a dtype that the device which computes does not have, and notes one that is slow there."""
+    """Refuse a dtype that the computing device does not have, and note one that is slow there."""
     if dtype == "float32":
         return
     multiplied = dtype == "bfloat16" and multiplies_bfloat16(computing)
@@ -93,7 +93,7 @@ def _judge_dtype(dtype: DType, computing: torch.device) -> None:
 
 
 def _read_model(section: ModelSection, device: torch.device) -> PreTrainedModel:
-    """transformers' model, whose config and weights are checked; quantised, or on a GPU, it is on ``device``."""
+    """Return transformers' model, whose config and weights are checked. Quantised, or on a GPU, it is on ``device``."""
     options: dict[str, Any] = {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
     on_cpu = device.type == "cpu"
     placement: dict[str, Any] = {}
@@ -129,15 +129,16 @@ def _read_model(section: ModelSection, device: torch.device) -> PreTrainedModel:
 
 
 def recompute_layers(model: PreTrainedModel) -> None:
-    """Turns gradient checkpointing on; not its reentrant form, which sees frozen inputs and drops our gradients."""
+    """Turn gradient checkpointing on, in its non-reentrant form: the reentrant form sees frozen inputs and drops our
+    gradients."""
     old = model.gradient_checkpointing_enable  # transformers 5.24 warns of this name, which is 5.17's only one
     getattr(model, "activation_checkpointing_enable", old)({"use_reentrant": False})
 
 
 def _refuse_unfit(name: str, info: Mapping[str, Any]) -> None:
-    """Refuses a model some of whose weights are random.
+    """Refuse a model some of whose weights are random.
 
-    transformers fills tensors that the checkpoint lacks, or has in another shape than the model, with random numbers.
+    transformers draws tensors at random that the checkpoint lacks, or has in another shape than the model.
     """
     faults = [f"{key} is missing" for key in sorted(info["missing_keys"])]
     for key, stored, expected in sorted(info["mismatched_keys"]):
@@ -150,10 +151,10 @@ def _refuse_unfit(name: str, info: Mapping[str, Any]) -> None:
 
 
 def stored_names(model: PreTrainedModel) -> dict[str, str]:
-    """Name of a weight -> its name in the files, for weights whose names differ, as in multimodal models, as
-    transformers renames them while it loads them.
+    """Map weights to their names in the files where these differ, as in multimodal models, whose weights transformers
+    renames while it loads them.
 
-    A weight that the files have in several pieces, such as the experts of a layer, is left out.
+    A weight that the files hold in several pieces, such as the experts of a layer, is left out.
     """
     weights = {}
     for name, weight in model.named_parameters():
@@ -170,7 +171,7 @@ def stored_names(model: PreTrainedModel) -> dict[str, str]:
 
 
 def in_files(layers: Mapping[str, Value], stored: Mapping[str, str]) -> dict[str, Value]:
-    """``layers`` by the names that their weights have in the files; ``stored`` is from `stored_names`.
+    """Return ``layers`` by the names of their weights in the files; ``stored`` is from `stored_names`.
 
     Raises:
         UsageError: the weights of two are pieces of one in the files, which cannot be merged into.

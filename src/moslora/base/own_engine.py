@@ -15,14 +15,14 @@ from moslora.kernels.rows import Rows
 
 
 def use_own_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """Exchanges norms, MLPs, attention and linear layers for ours, as :func:`exchange`; the weights and their names
-    stay."""
+    """Replace norms, MLPs, attention and linear layers by ours, and return the replaced modules by name. Weights keep
+    their names."""
     ours = {"norm": own_norm, "mlp": own_mlp, "rope": own_attention, "linear": own_linear}
     return exchange(model, *(replacement for piece, replacement in ours.items() if piece not in disabled_kernels()))
 
 
 def final_hidden(model: PreTrainedModel, input_ids: Tensor, rows: Rows | CachedPass) -> Tensor:
-    """The hidden states after the final norm and before the output layer, shape ``(T, hidden)`` in the model's dtype.
+    """Return the hidden states before the output layer, after the final norm: ``(T, hidden)`` in the model's dtype.
 
     ``input_ids`` ``(1, T)`` are the tokens of ``rows``.
     """
@@ -32,13 +32,14 @@ def final_hidden(model: PreTrainedModel, input_ids: Tensor, rows: Rows | CachedP
 
 
 def output_weight(model: PreTrainedModel) -> Tensor:
-    """The output layer's weight, shape ``(vocabulary, hidden)``."""
+    """Return the output layer's weight, shape ``(vocabulary, hidden)``."""
     weight: Tensor = model.get_output_embeddings().weight
     return weight
 
 
 def text_part(model: PreTrainedModel) -> nn.Module | None:
-    """The decoder layers of a model that has other parts as well, such as an image encoder; ``None`` if it has none."""
+    """Return the decoder layers of a model that also has other parts, such as an image encoder; ``None`` if it has no
+    others."""
     if not model.config.sub_configs:
         return None
     decoder: nn.Module = model.get_decoder()

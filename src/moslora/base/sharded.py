@@ -1,7 +1,7 @@
-"""A base sharded over n processes: each keeps 1/n of every decoder layer's frozen weights (torch's ``fully_shard``).
+"""Base sharded over n processes: each keeps 1/n of every decoder layer's frozen weights (torch's ``fully_shard``).
 
-A process has a whole layer only while it computes it. Whole everywhere are the adapters, and what a pass needs from its
-beginning to its end: the embeddings, the final norm and the output layer.
+A process holds a whole layer only while it computes it. Every process holds whole adapters, embeddings, final norm and
+output layer, as a pass needs them from beginning to end.
 """
 
 from collections.abc import Iterator
@@ -29,15 +29,15 @@ from moslora.recipe import ModelSection
 
 
 def shards(strategy: Strategy) -> bool:
-    """Whether the base is sharded; never in one process."""
+    """Whether the base is sharded, which takes several processes."""
     return strategy == "fsdp" and group_size() > 1
 
 
 def read_on_host(strategy: Strategy, section: ModelSection, device: torch.device) -> bool:
     """Whether a base that will be sharded is read on the CPU first, where processes share the pages of its file.
 
-    From a file of another dtype each would make a copy of its own there. So not if a GPU has room for twice the base,
-    and holds it whole until it is sharded, as it does a quantised one.
+    A file of another dtype would be copied by each process there. So the base is read on the GPU if it is quantised, or
+    if the GPU has room for it twice.
     """
     if not shards(strategy) or section.quantization:
         return False
@@ -48,7 +48,7 @@ def read_on_host(strategy: Strategy, section: ModelSection, device: torch.device
 
 
 def shard_base(model: PreTrainedModel, *, device: torch.device) -> None:
-    """Shards the decoder layers of ``model``, and moves it to ``device`` layer by layer, unless it is there.
+    """Shard the decoder layers of ``model``, and move it to ``device`` layer by layer.
 
     Raises:
         UsageError: torch or the model's architecture does not allow it.
@@ -70,10 +70,10 @@ def shard_base(model: PreTrainedModel, *, device: torch.device) -> None:
 
 @contextmanager
 def join_uneven_passes(model: PreTrainedModel) -> Iterator[None]:
-    """Lets processes make different numbers of passes of a sharded ``model``, although each pass takes all processes.
+    """Let processes make different numbers of passes of a sharded ``model``, although each pass takes all processes.
 
-    As torch's ``Join``: processes that finish early run empty passes until all are done. Does nothing for a model that
-    is not sharded.
+    Like torch's ``Join``: processes that finish early run empty passes until all are done. A model that is not sharded
+    is left alone.
     """
     decoder: Any = model.get_decoder()
     if not isinstance(model.get_decoder(), FSDPModule):
@@ -95,7 +95,7 @@ def join_uneven_passes(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _announce(model: PreTrainedModel, passes: int) -> Tensor:
-    """Number of processes that have a pass of their own to make next, this one ``passes``."""
+    """Return the number of processes that have a pass to make next; this process contributes ``passes``, 0 or 1."""
     count = torch.full((), passes, device=model.device)
     dist.all_reduce(count)
     return count

@@ -1,8 +1,7 @@
-"""A model's small twin: the same architecture with few, narrow layers and random weights, made from its config alone.
+"""Small twin of a model: the same architecture with few, narrow layers and random weights, made from its config alone.
 
-What a model does to tokens between its embeddings and its logits is in its code and config, not in its size. So the
-twin of a model that is never whole in one place (sharded, quantised, or only planned) stands for it: in float32, on a
-CPU, in milliseconds.
+What a model does to tokens between its embeddings and its logits depends on its code and config, not on its size. So
+the twin stands for a model that is sharded, quantised or only planned: in float32 on a CPU, in milliseconds.
 """
 
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 VOCABULARY = 200
-"""Maximum number of tokens that a twin knows."""
+"""Most tokens in a twin's vocabulary."""
 
 _LAYERS = (
     *("num_hidden_layers", "num_layers", "n_layers", "n_layer"),
@@ -52,21 +51,22 @@ _MOST = {
     **dict.fromkeys(_VOCABULARIES, VOCABULARY),
     "rotary_dim": 8,
 }
-"""Largest value of a config's key in a twin. Others stay, such as the size of a head (rotary positions depend on it),
-ranks, caps and factors."""
+"""Largest value of a config's key in a twin. Other keys keep their values, such as a head's size (on which rotary
+positions depend), ranks, caps and factors."""
 
 _SEEN = ("window", "window_size", "attention_chunk_size")
-"""What a key that limits how many tokens one sees ends with."""
+"""Endings of keys that limit how many tokens a token attends to."""
 
 _MOST_SEEN = 5
-"""Largest value of such a key in a twin, less than the tokens of the rows by which models are compared."""
+"""Largest attention window of a twin: less than the length of the rows by which models are compared."""
 
 _MOST_KINDS = 6
-"""Maximum number of kinds of layers, of each of which a twin has one."""
+"""Most kinds of layers in a twin, which has one layer of each."""
 
 
 def small_config(config: PretrainedConfig, **others: Any) -> PretrainedConfig:
-    """``config`` with one decoder layer of each kind, at least two, and small sizes; ``others`` replace its values."""
+    """Return ``config`` with one decoder layer of each kind, at least two layers, and small sizes; ``others`` replace
+    its values."""
     values = {**_small(config.to_dict()), **others, "dtype": "float32"}
     for key in ("model_type", "transformers_version", "architectures", "auto_map", "_name_or_path"):
         values.pop(key, None)
@@ -74,13 +74,14 @@ def small_config(config: PretrainedConfig, **others: Any) -> PretrainedConfig:
 
 
 def limits_what_is_seen(config: PretrainedConfig) -> bool:
-    """Whether the config limits how many tokens one sees, to more than a twin's."""
+    """Whether the config has an attention window longer than a twin's."""
     values = config.get_text_config(decoder=True).to_dict().items()
     return any(isinstance(value, int) and value > _MOST_SEEN for key, value in values if key.endswith(_SEEN))
 
 
 def small_twin(config: PretrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The twin of the model of ``config``: in float32 on the CPU, in evaluation mode. Draws no number of the caller's.
+    """Build the twin of the model of ``config``, in float32 on the CPU and in evaluation mode. The caller's random
+    numbers stay as they are.
 
     Raises:
         Exception: of any type, from the model's code, where its sizes do not fit each other.
@@ -96,7 +97,8 @@ def small_twin(config: PretrainedConfig, *, trust_remote_code: bool = False) -> 
 
 @torch.no_grad()
 def spread_weights(model: nn.Module) -> None:
-    """Moves random weights to where differences show: no bias is 0, no norm 1, and logits reach what would cap them."""
+    """Move random weights to where differences show: no bias is 0, no norm is 1, and logits reach what would cap
+    them."""
     for weight in model.parameters():
         if not weight.is_floating_point():
             continue
@@ -110,7 +112,7 @@ def spread_weights(model: nn.Module) -> None:
 
 
 def _small(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a config, or of one inside it, made small."""
+    """Reduce the values of a config, or of a config inside it."""
     count = next((values[key] for key in _LAYERS if isinstance(values.get(key), int)), 0)
     kept = _kept_layers(values, count)
     heads = values.get("num_attention_heads")
@@ -145,7 +147,8 @@ def _small(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _small_token(token: Any) -> Any:
-    """A special token, or each of several: itself if a twin knows it, or else one of the last that it knows."""
+    """Return a special token, or each of several, replaced by one of the twin's last tokens if the twin does not have
+    it."""
     if isinstance(token, list | tuple):
         return [_small_token(one) for one in token]
     if not isinstance(token, int) or token < VOCABULARY:
@@ -158,7 +161,8 @@ def _is_per_layer(value: Any, count: int) -> bool:
 
 
 def _kept_layers(values: Mapping[str, Any], count: int) -> list[int]:
-    """The first layer of each kind, by what a config lists layer by layer; also the last if all are of one kind."""
+    """Return the first layer of each kind, by the config's lists of values per layer, and the last layer if all are
+    alike."""
     columns = [value for value in values.values() if _is_per_layer(value, count)]
     kinds: dict[str, int] = {}
     for layer in range(count):

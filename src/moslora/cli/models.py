@@ -60,7 +60,7 @@ def train(
     if out is not None:
         run = Run(out)
     if dry_run:
-        _print_plan(resolved, typed=shlex.join([recipe, *(overrides or ())]))
+        _print_plan(resolved, _as_typed(recipe, overrides))
     refuse_training(resolved, run, resuming=resume)
     then = "the same command with --resume continues from the last checkpoint"
     most = resolved.training.global_batch_size
@@ -69,7 +69,7 @@ def train(
         from moslora.plan.slow_cpu import note_training
         from moslora.training.session import train_run
 
-    note_training(resolved, typed=shlex.join([recipe, *(overrides or ())]))
+    note_training(resolved, overrides=_as_typed(recipe, overrides))
     train_run(resolved, run, resuming=resume)
     say_strength(run)
     say_next(*after_training(run))
@@ -92,14 +92,10 @@ def plan(
     Loads no weights, except with --probe. Downloads at most a model's config, and data sets that the recipe's
     source or tasks name, to count their rows. The exit code is 1 if the run does not fit.
     """
-    from moslora.plan.sizes import parse_bytes
     from moslora.recipe import load_recipe
 
     resolved = load_recipe(recipe, overrides or ())
-    if gpu_memory is not None:
-        parse_bytes(gpu_memory)
-    words = shlex.join([recipe, *(overrides or ())])
-    _print_plan(resolved, typed=words, processes=processes, gpu_memory=gpu_memory, probing=probe)
+    _print_plan(resolved, _as_typed(recipe, overrides), processes=processes, gpu_memory=gpu_memory, probing=probe)
 
 
 def _limit(text: str) -> int:
@@ -378,13 +374,18 @@ def verify(
         raise typer.Exit(1)
 
 
-def _print_plan(recipe: "Recipe", **options: Any) -> NoReturn:
+def _as_typed(recipe: str, overrides: list[str] | None) -> str:
+    """The recipe with its overrides, for a command that is suggested."""
+    return shlex.join([recipe, *(overrides or ())])
+
+
+def _print_plan(recipe: "Recipe", overrides: str, **options: Any) -> NoReturn:
     """Print the plan of a run, and exit with 1 if the run does not fit this machine."""
     from moslora.data.sources import refuse_missing
 
     refuse_missing(recipe.training_tasks, "train", source=recipe.data.source)
     from moslora.plan.plan import plan as plan_run
 
-    planned = plan_run(recipe, **options)
+    planned = plan_run(recipe, overrides=overrides, **options)
     print_table(planned.table, above=planned.heading, below=planned.remarks)
     raise typer.Exit(not planned.fits)

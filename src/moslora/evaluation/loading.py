@@ -24,10 +24,10 @@ def load_model(target: Target) -> PreTrainedModel:
     if target.remark:
         note_once(target.remark)
     sharded = shards(target.strategy)
-    another_way = "--strategy fsdp, " if group_size() > 1 and not sharded else ""
+    sharding = "--strategy fsdp, " if group_size() > 1 and not sharded else ""
     on_host = read_on_host(target.strategy, target.model, device())
     place = torch.device("cpu") if on_host else device()
-    with fitting(target.model, another=another_way):
+    with fitting(target.model, sharding=sharding):
         if target.adapter is None:
             model = load_base(target.model, device=place, computed_here=not on_host)
         else:

@@ -1,4 +1,5 @@
-"""How long a run takes: by its products and a share of a GPU's peak, by products that are timed here, or by steps."""
+"""Time of a run: estimated from its products and a GPU's peak, from products timed on this CPU, or from measured
+steps."""
 
 import time
 from collections.abc import Sequence
@@ -25,33 +26,34 @@ from moslora.training.optimizer import update
 from moslora.training.prepare import prepare
 
 PROBED_STEPS = 5
-"""Steps that are timed, after one that is not."""
+"""Number of steps that are timed, after a first step that is not."""
 
 SHARE_OF_PEAK = (0.52, 0.45)
-"""Share of a GPU's peak that training in 16 bits reaches, at the fast and the slow end of the estimate of
-``python -m benchmarks.gpu.roofline`` for LLaMA-3-8B on an H100: docs/speed.md, "On a GPU: an estimate". No training on
-a GPU has measured it."""
+"""Share of a GPU's peak that training in 16 bits reaches, at the fast and the slow end of the estimate of ``python -m
+benchmarks.gpu.roofline`` for LLaMA-3-8B on an H100: docs/speed.md, "On a GPU: an estimate". No training on a GPU has
+measured it."""
 
 SHARE_OF_FLOAT32_PEAK = (0.63, 0.57)
-"""The same in float32, an assumption: of a step on an H100, products take 1.18 s at 66 % of the peak, and everything
-else 0.07 s, as it moves twice the bytes."""
+"""Share of a GPU's float32 peak that training reaches, an assumption: of a step on an H100, products take 1.18 s at 66
+% of the peak, and everything else 0.07 s, as it moves twice the bytes."""
 
 SHARE_OF_BANDWIDTH = (0.78, 0.72)
-"""Share of a GPU's bandwidth that unpacking reaches, an assumption: a copy reaches 90 %."""
+"""Share of a GPU's bandwidth that unpacking 4-bit weights reaches, an assumption: a copy reaches 90 %."""
 
 HOST_OF_A_LAYER = (1.4e-3, 3.2e-3)
-"""Seconds in which a GPU's host launches a decoder layer, forwards and backwards, by the same estimate: 46 to 104 ms
-for 32. The GPU waits for it where it has less to do."""
+"""Seconds in which a GPU's host launches a decoder layer, forwards and backwards, by the estimate of `SHARE_OF_PEAK`:
+46 to 104 ms for 32 layers. The GPU waits for the host where it has less to do."""
 
 HOST_OF_A_SCORED_LAYER = 1 / 3
-"""The same of a layer that is only passed forwards, as checkpointing does once more, of one that is trained: 76
+"""Host's time for a forward pass of a decoder layer, which checkpointing repeats, relative to a training pass: 76
 launches with checkpointing, and 56 without it."""
 
 HOST_WITHOUT_LIGER = 1.45
-"""The same of a layer without Liger-Kernel, of one with it: 2,987 launches of a step beside 2,061, by that estimate."""
+"""Host's time for a layer without Liger-Kernel, relative to a layer with it: 2,987 launches of a step against 2,061, by
+the estimate of `SHARE_OF_PEAK`."""
 
 HOST_OF_A_MAGNITUDE = 0.9
-"""The same of DoRA in one linear layer, with dropout, of a decoder layer: 50 launches beside 56."""
+"""Host's time for DoRA in one linear layer with dropout, relative to a decoder layer: 50 launches against 56."""
 
 SHARE_ON_A_CPU = 0.7
 """Share of the speed of a CPU's products that training reaches: docs/speed.md, "Training"."""
@@ -61,7 +63,7 @@ UNPACKED = 2.5
 
 
 class Gpu(NamedTuple):
-    """What NVIDIA publishes of a GPU."""
+    """NVIDIA's published figures of a GPU."""
 
     memory: float  # GB
     half: float  # 10¹² operations a second in dense products of bfloat16 or float16, with sums in float32
@@ -83,7 +85,7 @@ GPUS = {
 
 
 def gpus_with(memory: int) -> dict[str, Gpu]:
-    """Those with about so many bytes, or else of the nearest size."""
+    """GPUs with about ``memory`` bytes, or else those of the nearest size."""
     off = {name: abs(gpu.memory * 1e9 / memory - 1) for name, gpu in GPUS.items()}
     most = max(0.1, min(off.values()))
     return {name: gpu for name, gpu in GPUS.items() if off[name] <= most}
@@ -91,15 +93,15 @@ def gpus_with(memory: int) -> dict[str, Gpu]:
 
 @dataclass(frozen=True)
 class Cost:
-    """The work of a run: operations of its products, bytes that are moved to unpack 4-bit weights, and decoder layers
-    that a host launches forwards and backwards, or as many launches as those."""
+    """Work of a run: operations of its products, bytes moved to unpack 4-bit weights, and decoder layers that a host
+    launches forwards and backwards, or their equivalent in launches."""
 
     operations: float
     unpacked: float = 0.0
     launched: float = 0.0
 
     def seconds(self, gpu: Gpu, *, dtype: DType) -> list[float]:
-        """An ESTIMATE of its time on one such GPU, its fast and its slow end: that of the device or of the host."""
+        """Estimate the fast and the slow end of the time on one such GPU, limited by the device or by the host."""
         peak, shares = (gpu.single, SHARE_OF_FLOAT32_PEAK) if dtype == "float32" else (gpu.half, SHARE_OF_PEAK)
         ends = []
         for share, of_bandwidth, of_layer in zip(shares, SHARE_OF_BANDWIDTH, HOST_OF_A_LAYER, strict=True):
@@ -112,7 +114,7 @@ class Cost:
 def cost(
     model: PreTrainedModel, section: ModelSection, *, tokens: float, labels: float, row: float, passes: float
 ) -> Cost:
-    """The work of a run of ``tokens``, in rows of ``row`` tokens, and ``labels``.
+    """Count the work of a run of ``tokens``, in rows of ``row`` tokens, and ``labels``.
 
     The products of a pass, in operations per token:
 
@@ -123,8 +125,8 @@ def cost(
     - Checkpointing computes each layer again up to its last product, and that too where DoRA needs it.
     - The output layer runs only where there is a label.
 
-    A 4-bit weight is unpacked twice a pass: for each product, with checkpointing for both that come after the first.
-    What the host launches is counted with Liger-Kernel if that is installed here.
+    A 4-bit weight is unpacked twice a pass: for each product, or with checkpointing for the first forward product, and
+    for the two after it together. The host's launches are counted with Liger-Kernel if it is installed here.
 
     Args:
         passes: forward and backward passes of all processes together.
@@ -163,8 +165,8 @@ def _linear_weights(module: nn.Module) -> list[Tensor]:
 
 
 def on_gpus(total: Cost, *, dtype: DType, memory: int, devices: int, beside: float = 0) -> str:
-    """An estimate of the time of ``total`` on so many ``devices``, with ``beside`` seconds that are not shared, of each
-    GPU with about ``memory`` bytes, or else of the nearest size."""
+    """Estimate the time of ``total`` on ``devices`` GPUs of each kind with about ``memory`` bytes, plus ``beside``
+    seconds that the GPUs do not share."""
     times = []
     for name, gpu in gpus_with(memory).items():
         fast, slow = (end / devices + beside for end in total.seconds(gpu, dtype=dtype))
@@ -173,8 +175,8 @@ def on_gpus(total: Cost, *, dtype: DType, memory: int, devices: int, beside: flo
 
 
 def on_this_cpu(total: Cost, model: PreTrainedModel, dtype: DType) -> float:
-    """Seconds of ``total`` on all cores, by two timed products of the shapes of a decoder layer of ``model``: its
-    smallest and its largest, for 256 tokens, of which so many outputs that it takes little memory."""
+    """Estimate the seconds of ``total`` on all cores from two timed products: the smallest and the largest of a decoder
+    layer of ``model``, for 256 tokens, with few enough outputs to take little memory."""
     weights = sorted(_linear_weights(next(iter(decoder_layers(model)), model)), key=Tensor.numel)
     operations = 0
     seconds = 0.0
@@ -192,7 +194,8 @@ def on_this_cpu(total: Cost, model: PreTrainedModel, dtype: DType) -> float:
 
 
 def in_words(*ends: float) -> str:
-    """Seconds, or a range of them: in minutes below an hour and a half, else in hours, whole ones from a hundred on."""
+    """Format seconds, or a range, in minutes below an hour and a half and else in hours, rounded to whole hours from a
+    hundred on."""
     unit, size, digits = "min", 60, 0
     if max(ends) >= 1.5 * 3600:
         unit, size = "h", 3600
@@ -202,7 +205,7 @@ def in_words(*ends: float) -> str:
 
 
 def probe(recipe: Recipe, *, count: int = PROBED_STEPS) -> float:
-    """Tokens a second of ``count`` steps of ``recipe``, run here in one process; nothing is kept."""
+    """Measure the tokens a second of ``count`` steps of ``recipe``, run here in one process. Nothing is saved."""
     on_cpu = device().type == "cpu"  # otherwise accelerate would take a Mac's GPU, on which nothing here trains
     state, _ = prepare(Accelerator(mixed_precision="no", cpu=on_cpu), recipe)
     if len(state.plan) <= count:
@@ -220,7 +223,7 @@ def probe(recipe: Recipe, *, count: int = PROBED_STEPS) -> float:
 
 
 def timed_step(state: TrainState, rows: Sequence[Encoded]) -> float:
-    """Seconds of a step with ``rows``."""
+    """Run a step with ``rows`` and return its seconds."""
     began = time.perf_counter()
     accumulate(state, rows)
     update(state.optimizer, state.scaler, max_norm=state.settings.max_grad_norm).tolist()  # waits for the device

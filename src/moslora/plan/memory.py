@@ -1,4 +1,4 @@
-"""Bytes that training needs on each device, from the shapes of a model on the meta device."""
+"""Memory that training needs on each device, in bytes, from the shapes of a model on the meta device."""
 
 import math
 import re
@@ -18,19 +18,19 @@ from moslora.plan.step import Work, measure, multiplied_twice
 from moslora.recipe import ModelSection
 
 CUDA_OVERHEAD = 10**9
-"""The context, the libraries' workspaces and the gaps between allocations on a GPU: an assumption."""
+"""Bytes of a GPU's context, the libraries' workspaces and the gaps between allocations: an assumption."""
 
 NCCL_BUFFERS = 6 * 10**8
-"""On each of several GPUs: for 32 channels a ring's and a tree's connection of 9.6 MB, by the defaults of NCCL's
-``init.cc``: an assumption."""
+"""Bytes of NCCL's buffers on each of several GPUs: a ring's and a tree's connection of 9.6 MB for 32 channels, by the
+defaults of NCCL's ``init.cc``: an assumption."""
 
 CPU_OVERHEAD = 25 * 10**6
-"""What the libraries allocate at the first step, without the gaps in the C library's heap: measured."""
+"""Bytes that the libraries allocate at the first step, without the gaps in the C library's heap: measured."""
 
 
 @dataclass(frozen=True)
 class Devices:
-    """What a run uses: a process on each of several GPUs, or on a CPU."""
+    """Devices of a run: a process on each of several GPUs, or processes on a CPU."""
 
     on_gpu: bool
     processes: int = 1
@@ -56,6 +56,7 @@ class Memory:
 
     @property
     def total(self) -> int:
+        """Sum of all parts."""
         return sum(getattr(self, field.name) for field in fields(self))
 
 
@@ -67,7 +68,7 @@ def memory(
     *,
     rank_budget: bool = False,
 ) -> Memory:
-    """Memory of each device."""
+    """Compute the memory that training with micro-batches of ``work`` takes on each device."""
     on_gpu = devices.on_gpu
     shards = devices.shards
     layers, outside, unpacked = _base(model, section)
@@ -125,10 +126,8 @@ def _packed_copies(model: PreTrainedModel, section: ModelSection) -> int:
 
 
 def largest_budget(work: Work, *, room: int, need: Callable[[Work], Memory]) -> int | None:
-    """Maximum number of tokens in a micro-batch for which ``need`` stays within ``room`` bytes.
-
-    All of ``work``'s if they fit, otherwise a multiple of 64; ``None`` if even the longest row does not fit.
-    """
+    """Maximum number of tokens in a micro-batch for which ``need`` stays within ``room`` bytes: all tokens of ``work``
+    if they fit, otherwise a multiple of 64; ``None`` if even the longest row does not fit."""
     longest = work.lengths[-1]
     if need(work).total <= room:
         return work.tokens
@@ -139,9 +138,13 @@ def largest_budget(work: Work, *, room: int, need: Callable[[Work], Memory]) -> 
 
 
 def _base(model: PreTrainedModel, section: ModelSection) -> tuple[list[int], int, int]:
-    """Bytes of the base's weights: of each decoder layer; of what is not sharded, all outside of the layers, and
-    quantisation's constants, as they are no parameters; and of the largest quantised weight, all of which a product
-    unpacks first. If the base is quantised, so are all linear layers but the output layer."""
+    """Return bytes of the base's weights: of each decoder layer; of what is not sharded; and of the largest quantised
+    weight.
+
+    Weights outside of the layers are not sharded, nor are quantisation's constants, as they are no parameters. A
+    product unpacks the whole of a quantised weight first. In a quantised base all linear layers but the output layer
+    are quantised.
+    """
     own = own_parameters(model)
     quantized: set[Tensor] = set()
     if section.quantization:
@@ -168,10 +171,10 @@ def _base(model: PreTrainedModel, section: ModelSection) -> tuple[list[int], int
 
 
 def _quantized(weight: Tensor, section: ModelSection) -> tuple[int, int]:
-    """Bytes of a quantised weight and of its constants, as bitsandbytes 0.50 stores them.
+    """Return bytes of a quantised weight and of its constants, as bitsandbytes 0.50 stores them.
 
     int8: a byte per entry, a float32 per row. NF4: half a byte per entry, a code book of 16 float32, and a scale for
-    each block of 64: a float32, or with double quantisation a byte, with a float32 per 256 of them, a code book of 256
+    each block of 64: a float32, or with double quantisation a byte, with a float32 per 256 scales, a code book of 256
     and an offset.
     """
     if section.quantization == "int8":

@@ -1,4 +1,4 @@
-"""What a run is, without its weights; its rows are counted if they are on this machine, or in a data set of the hub."""
+"""Outline of a run: model, steps and rows, known before any weights are loaded."""
 
 import math
 from collections.abc import Sequence
@@ -31,10 +31,10 @@ TOKENS_PER_ROW = {"llm-adapters": 132, "label": 105, "cloze": 60, "cloze-passage
 """Mean tokens of a row over the eight sets with LLaMA-3's tokenizer, for an estimate."""
 
 LABELLED = 0.25
-"""Assumed share of tokens with a label where the loss is on the answers and no row is at hand."""
+"""Assumed share of tokens with a label where the loss is on the answers and no row is available."""
 
 WRITTEN_TOKENS = 16
-"""Mean tokens of a text that is written, for an estimate."""
+"""Assumed mean tokens of a written text."""
 
 SEARCHED_STEPS = 4_096
 """Steps of a run that are searched for its largest micro-batch."""
@@ -42,7 +42,7 @@ SEARCHED_STEPS = 4_096
 
 @dataclass(frozen=True)
 class Outline:
-    """A run before anything of it is loaded."""
+    """Outline of a run: its model without weights, its plan of steps, and its rows or an estimate of them."""
 
     model: PreTrainedModel  # with adapters, on the meta device
     plan: StepPlan
@@ -55,9 +55,10 @@ class Outline:
     replayed: float = 0.0  # share of the tokens that are of replayed texts
 
     def share_of_a_step(self, processes: int) -> Work:
-        """The largest share of a step that one of ``processes`` has, as one micro-batch, with the longest row of all.
+        """Largest share of a step that one of ``processes`` has, as one micro-batch, with the longest row of all
+        shares.
 
-        The first :data:`SEARCHED_STEPS` steps count. Without rows at hand, every row has ``max_length`` tokens.
+        The first :data:`SEARCHED_STEPS` steps count. Without available rows, every row has ``max_length`` tokens.
         """
         if self.data is None:
             rows = math.ceil(self.plan.global_batch_size / (1 - self.replayed) / processes)
@@ -78,7 +79,7 @@ class Outline:
         return Work((*others, longest), self.labelled)
 
     def cost(self, recipe: Recipe, *, processes: int, budget: int) -> Cost:
-        """The work of the whole run on so many ``processes``, with its validations, in passes of up to ``budget``
+        """Work of the whole run on ``processes`` processes, with its validations, in passes of up to ``budget``
         tokens."""
         steps = len(self.plan)
         tokens_per_step = self.tokens / steps
@@ -96,7 +97,7 @@ class Outline:
 def evaluation(
     model: PreTrainedModel, section: ModelSection, request: Request, tasks: Sequence[Task]
 ) -> tuple[int, Cost]:
-    """The test questions of those of the ``tasks`` that are among the eight sets, and the work of scoring them."""
+    """Number of test questions of those ``tasks`` that are among the eight sets, and the work of scoring them."""
     left = [max(0, task.rows.get("test", 0) - request.skipped(task.name)) for task in tasks]
     count = sum(min(rows, request.limit or rows) for rows in left)
     row = TOKENS_PER_ROW[request.format]
@@ -112,7 +113,8 @@ def evaluation(
 
 
 def outline(recipe: Recipe) -> Outline:
-    """Counts parameters on the meta device, and rows where they are at hand, otherwise by the task table."""
+    """Outline the run of ``recipe``: parameters are counted on the meta device, and rows where they are available,
+    otherwise by the task table."""
     training = recipe.training
     section = recipe.data
     model = adapt(meta_model(recipe.model), recipe)
@@ -169,7 +171,7 @@ def outline(recipe: Recipe) -> Outline:
 
 
 def _offline_encoder(recipe: Recipe) -> Encoder | None:
-    """What encodes the rows; ``None`` if the tokenizer is not on this machine."""
+    """Encoder of the rows; ``None`` if the tokenizer is not on this machine."""
     model = recipe.model
     folder = available_offline(model.name, revision=model.revision)
     if folder is None or not (folder / "tokenizer.json").is_file():
@@ -179,7 +181,7 @@ def _offline_encoder(recipe: Recipe) -> Encoder | None:
 
 
 def _row_count(data: DataSection, tasks: Sequence[Task]) -> int:
-    """Training rows by the task table."""
+    """Number of training rows by the task table."""
     total = 0
     for task, count in row_counts(tasks, source=data.source).items():
         limit = data.rows

@@ -1,6 +1,7 @@
-"""The plan of a run, before it is paid for: the memory of each device, whether it fits, and the time."""
+"""Plan of a run before it starts: the memory of each device, whether it fits, and the time."""
 
 import math
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -15,12 +16,11 @@ from moslora.base.adapted import adapter_state
 from moslora.base.resolve import available_offline
 from moslora.choices import Strategy
 from moslora.data.steps import default_micro_batch_tokens
-from moslora.errors import counted, first_line
+from moslora.errors import UsageError, counted, first_line
 from moslora.evaluation.request import Request
 from moslora.plan.duration import PROBED_STEPS, in_words, on_gpus, on_this_cpu, probe
 from moslora.plan.memory import Devices, Memory, largest_budget, memory
 from moslora.plan.outline import Outline, evaluation, outline
-from moslora.plan.sizes import parse_bytes
 from moslora.plan.step import Work
 from moslora.processes.devices import device, gpus, total_memory
 from moslora.recipe import ModelSection, Recipe, TrainingSection
@@ -28,7 +28,7 @@ from moslora.runs.bare_rows import asks_nothing
 from moslora.training.launch import refuse_too_many_processes
 
 COPIED = 2e9
-"""Bytes of a checkpoint that are copied from a GPU in a second, while its steps wait; a thread writes them. An
+"""Bytes of a checkpoint copied from a GPU in a second, during which its steps wait; a thread writes the copy. An
 assumption."""
 
 FEW_TOKENS = 800
@@ -39,7 +39,7 @@ HOST_OF_A_PROCESS = 3 * 10**9
 assumption."""
 
 BYTES_OF_MOMENTS = 8
-"""AdamW's two moments of a trained number, in float32."""
+"""Bytes of AdamW's two moments of a trained number, in float32."""
 
 SMALLER: Mapping[str, dict[str, Any]] = {
     "model.gradient_checkpointing=true": {"gradient_checkpointing": True},
@@ -54,12 +54,12 @@ SMALLER: Mapping[str, dict[str, Any]] = {
 
 
 A_DAY = 86_400
-"""Seconds."""
+"""Seconds of a day."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The run in words, the memory of each device as a table (header first), and what follows from it."""
+    """Lines that describe a run, the memory of each device as a table (header first), and the conclusions."""
 
     heading: list[str]
     table: list[list[str]]
@@ -70,15 +70,15 @@ class Plan:
 def plan(
     recipe: Recipe,
     *,
-    typed: str = "RECIPE",
+    overrides: str = "RECIPE",
     processes: int | None = None,
     gpu_memory: str | None = None,
     probing: bool = False,
 ) -> Plan:
-    """Memory and time of ``recipe``.
+    """Plan the memory and the time of ``recipe``.
 
     Args:
-        typed: the recipe with its overrides as typed, for the command that plans for GPUs.
+        overrides: the recipe with its overrides as typed, for the command that plans for GPUs.
         processes: one for each device; ``None`` for as many as `moslora train` starts here.
         gpu_memory: of each GPU, such as ``80GB``; ``None`` for this machine's GPU, or its CPU.
         probing: whether to run a few steps here, which loads the model and the rows.
@@ -123,7 +123,7 @@ def plan(
     if is_too_long or (many and not devices.on_gpu):
         first = (
             f"no GPU here: this is for this CPU, where the run takes about {in_words(seconds)}; for GPUs:"
-            f" moslora plan {typed}{many} --gpu-memory 80GB"
+            f" moslora plan {overrides}{many} --gpu-memory 80GB"
         )
         lines = [first, *lines]
     place = "GPU" if devices.on_gpu else "process on this CPU"
@@ -135,8 +135,8 @@ def plan(
 
 
 def _devices(processes: int | None, gpu_memory: str | None, *, rows: int) -> tuple[Devices, int]:
-    """The devices that were named, or else this machine's, by default no more than ``rows`` in a step; and the bytes
-    that each process may use."""
+    """Devices that were named, or else this machine's, by default no more than ``rows`` in a step; and the bytes of
+    each process."""
     if gpu_memory is not None:
         count = 1
         size = parse_bytes(gpu_memory)
@@ -155,8 +155,8 @@ def _devices(processes: int | None, gpu_memory: str | None, *, rows: int) -> tup
 def _about_time(
     run: Outline, recipe: Recipe, devices: Devices, *, budget: int, room: int, rate: float | None
 ) -> tuple[list[str], float]:
-    """The time of the run in words, and its seconds on a CPU: by the ``rate`` of one process, in tokens a second, or
-    estimated."""
+    """Time of the run in words, and its seconds on a CPU: by the measured ``rate`` of one process, in tokens a second,
+    or estimated."""
     processes = devices.processes
     if rate is not None:
         seconds = (run.tokens + run.validated) / rate / processes
@@ -190,22 +190,30 @@ def _about_time(
     return lines, seconds
 
 
+def parse_bytes(text: str) -> int:
+    """Parse the memory of a GPU: ``80GB`` is 80 · 10⁹ bytes, ``80GiB`` 80 · 2³⁰, and ``80`` is 80 GB."""
+    size = re.fullmatch(r"(\d+(?:\.\d+)?) ?(GB|GiB|)", text.strip(), re.IGNORECASE)
+    if size is None or float(size[1]) == 0:
+        raise UsageError(f"--gpu-memory {text}: must be the memory of one GPU, such as 80GB or 79.6GiB")
+    return int(float(size[1]) * (2**30 if size[2].lower() == "gib" else 10**9))
+
+
 def gigabytes(size: float) -> str:
-    """With two digits after the point below 10 GB, otherwise with one."""
+    """Format bytes in GB, with two decimals below 10 GB, otherwise with one."""
     digits = 2 if size < 1e10 else 1
     return f"{size / 1e9:,.{digits}f}"
 
 
 def saved_sizes(model: PreTrainedModel) -> tuple[int, int]:
-    """Bytes of the adapter, and of a checkpoint, which has AdamW's moments, too."""
+    """Bytes of the adapter, and of a checkpoint, which also has AdamW's moments."""
     adapter = sum(weight.numel() * weight.element_size() for weight in adapter_state(model).values())
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     return adapter, adapter + BYTES_OF_MOMENTS * trained
 
 
 def disk_line(model: PreTrainedModel, training: TrainingSection) -> str:
-    """The size of the result and of the checkpoints that are kept beside it; with the best step as result, of each kept
-    checkpoint also that of its best step, if it is another one."""
+    """Line with the size of the result and of the kept checkpoints. Where the best step is the result, each kept
+    checkpoint may have another one beside it for its best step."""
     adapter, checkpoint = saved_sizes(model)
     kept = training.keep_checkpoints
     if training.result == "best":
@@ -215,7 +223,7 @@ def disk_line(model: PreTrainedModel, training: TrainingSection) -> str:
 
 
 def download_line(model: PreTrainedModel) -> str:
-    """What the base takes of the disk, in 16 bits, and what is free there."""
+    """Line with the size of the base in 16 bits, and the free space where it is downloaded."""
     cache = Path(constants.HF_HUB_CACHE)
     place = next(folder for folder in (cache, *cache.parents) if folder.exists())
     size = 2 * model.num_parameters()
@@ -225,7 +233,7 @@ def download_line(model: PreTrainedModel) -> str:
 
 
 def as_table(columns: dict[str, Memory]) -> list[list[str]]:
-    """A row for each part of the memory that is not zero everywhere, and their sum."""
+    """Table with a row for each part of the memory that is not zero everywhere, and their sum."""
     rows = [["", *columns]]
     for name in [*(field.name for field in fields(Memory)), "total"]:
         sizes = [getattr(column, name) for column in columns.values()]
@@ -242,7 +250,8 @@ def fit(
     whole_step: Work,
     room: int,
 ) -> str:
-    """Whether ``micro_batch`` fits into ``room`` bytes, the largest that does, and otherwise what would help."""
+    """Line that says whether ``micro_batch`` fits into ``room`` bytes, the largest that does, and otherwise what would
+    help."""
     excess = need(section, micro_batch).total - room
     largest = largest_budget(whole_step, room=room, need=partial(need, section))
     if excess <= 0 and largest == whole_step.tokens:

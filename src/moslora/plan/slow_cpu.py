@@ -1,4 +1,4 @@
-"""What a machine without a GPU is told before it begins on a large base: how long that takes there."""
+"""Warning on a machine without a GPU, before work on a large base: how long a CPU takes for it."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -19,20 +19,20 @@ from moslora.recipe import ModelSection, Recipe
 from moslora.tasks import Task
 
 LARGE = 10**9
-"""Parameters of a base from which on it is told."""
+"""Parameters of a base from which on the warning is given."""
 
 
-def note_training(recipe: Recipe, *, typed: str) -> None:
-    """``typed``: the recipe and its overrides."""
+def note_training(recipe: Recipe, *, overrides: str) -> None:
+    """Note how long the training takes on this CPU. ``overrides`` is the recipe with its overrides as typed."""
     if _is_large_here(recipe.model):
         run = outline(recipe)
         total = run.cost(recipe, processes=1, budget=default_micro_batch_tokens(on_gpu=False))
-        gpus_need = f"moslora plan {typed} --gpu-memory 80GB says what a GPU needs"
+        gpus_need = f"moslora plan {overrides} --gpu-memory 80GB says what a GPU needs"
         _note("training takes", total, run.model, recipe.model.dtype, gpus_need)
 
 
 def note_evaluation(section: ModelSection, request: Request, tasks: Sequence[Task]) -> None:
-    """Nothing is said where no task has a known number of questions."""
+    """Note how long the questions of ``tasks`` take on this CPU, if their number is known."""
     if _is_large_here(section):
         model = meta_model(section)
         questions, total = evaluation(model, section, request, tasks)

@@ -1,7 +1,7 @@
-"""The bytes that a forward and backward pass keeps and needs: the real step of training, run on tensors without data.
+"""Bytes that a forward and backward pass keeps and needs, measured by the real training step on tensors without data.
 
-For a GPU they are on the meta device, where every kernel is a GPU's; for a CPU they are torch's fake tensors, under
-which every kernel is this CPU's. docs/plan.md has a worked example of what is found.
+For a GPU the tensors are on the meta device, where every kernel is a GPU's. For a CPU they are torch's fake tensors,
+under which every kernel is this CPU's. docs/plan.md has a worked example.
 """
 
 import weakref
@@ -33,29 +33,30 @@ from moslora.training.objective import LabelLoss
 
 @dataclass(frozen=True)
 class Work:
-    """The largest micro-batch of a process."""
+    """Largest micro-batch of a process."""
 
     lengths: tuple[int, ...]  # tokens of each row, ascending
     labelled: float  # share of the tokens that have a label
 
     @property
     def tokens(self) -> int:
+        """Number of tokens of all rows."""
         return sum(self.lengths)
 
     def of(self, tokens: int) -> "Work":
-        """The longest rows that have at most ``tokens`` tokens together, or the longest alone."""
+        """Return the longest rows that have at most ``tokens`` tokens together, or the longest row alone."""
         count = sum(total <= tokens for total in accumulate(reversed(self.lengths)))
         return replace(self, lengths=self.lengths[-max(1, count) :])
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The decoder layers; empty where the model's code names them otherwise, so that the whole model is measured."""
+    """Decoder layers of ``model``; empty if its code names them differently, so that the whole model is measured."""
     layers: nn.ModuleList = getattr(model.get_decoder(), "layers", nn.ModuleList())
     return layers
 
 
 def multiplied_twice(model: PreTrainedModel) -> list[AdapterLinear]:
-    """The layers that multiply by their frozen weight twice in a pass: DoRA's, where dropout acts."""
+    """Adapted layers that multiply by their frozen weight twice in a pass: DoRA's, where dropout acts."""
     return [layer for _, layer in named_adapters(model) if layer.magnitude is not None and layer.dropout.p]
 
 
@@ -63,9 +64,10 @@ def multiplied_twice(model: PreTrainedModel) -> list[AdapterLinear]:
 def measure(
     model: PreTrainedModel, work: Work, *, dtype: torch.dtype, checkpointing: bool, on_gpu: bool
 ) -> tuple[int, int]:
-    """The bytes that a pass over ``work`` keeps until the backward pass, and the most that it needs beside them.
+    """Measure the bytes that a pass over ``work`` keeps until the backward pass, and the most that it needs besides
+    them.
 
-    Work beyond the default micro-batch is measured at that size and scaled up. ``model`` is on the meta device, and is
+    Work beyond the default micro-batch is measured at that size and scaled up. ``model`` is on the meta device and is
     not changed; ``dtype`` is that of the base and of the computation.
 
     Raises:
@@ -115,7 +117,8 @@ def measure(
 
 
 def _one_layer_of_each_kind(model: PreTrainedModel, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[nn.Module, int]]:
-    """A copy with the base in ``dtype`` and one of all decoder layers that are alike, and how many it stands for."""
+    """Copy ``model``, with the base in ``dtype`` and one of all equal decoder layers; return each copied layer with the
+    number of layers that it represents."""
     layers = decoder_layers(model)
     kinds = {repr(layer): layer for layer in layers}
     counts = Counter(repr(layer) for layer in layers)
@@ -130,7 +133,7 @@ def _one_layer_of_each_kind(model: PreTrainedModel, dtype: torch.dtype) -> tuple
 
 
 def _rows(work: Work) -> list[Encoded]:
-    """Rows of these lengths, the last tokens of which have labels."""
+    """Build rows of these lengths, the last tokens of which have labels."""
     rows = []
     for length in work.lengths:
         labelled = round(work.labelled * length)
@@ -140,7 +143,7 @@ def _rows(work: Work) -> list[Encoded]:
 
 
 def _bytes_that_forward_keeps(layers: Iterable[nn.Module], live: "_Live") -> Mapping[nn.Module, int]:
-    """Layer -> the bytes that its forward pass leaves alive, known once it has run."""
+    """Hook ``layers`` to fill the returned mapping, from a layer to the bytes that its forward pass leaves alive."""
     kept = Counter[nn.Module]()
 
     def begin(layer: nn.Module, _: Any) -> None:
@@ -156,7 +159,7 @@ def _bytes_that_forward_keeps(layers: Iterable[nn.Module], live: "_Live") -> Map
 
 
 class _Live(TorchDispatchMode):
-    """Counts the bytes of the tensors that are made within the block: those alive, and their peak."""
+    """Counter of the bytes of the tensors that are created within the block: those alive, and their peak."""
 
     def __init__(self) -> None:
         super().__init__()

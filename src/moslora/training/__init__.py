@@ -1,4 +1,4 @@
-"""Training: what is refused before torch is loaded, which takes seconds, and the run."""
+"""Training of a recipe, and what is refused before torch is loaded, which takes seconds."""
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -14,7 +14,7 @@ from moslora.runs.run import RUN, Run
 
 
 def refuse_training(recipe: Recipe, run: Run, *, resuming: bool) -> None:
-    """Refuses to train into a folder in use, or with a model, a predecessor or rows that are not there."""
+    """Refuse to train into a folder in use, or with a model, a predecessor or rows that do not exist."""
     if is_main_process():
         lock: AbstractContextManager[None] = nullcontext()
         if run.path.exists():
@@ -29,7 +29,7 @@ def refuse_training(recipe: Recipe, run: Run, *, resuming: bool) -> None:
 
 
 def train_recipe(recipe: Recipe, *, out: Path, resuming: bool = False) -> Path:
-    """Trains what ``recipe`` describes and returns the folder ``out/adapter``. Errors as of
+    """Train ``recipe`` and return the folder ``out/adapter``. Raises the errors of
     :func:`moslora.training.session.train_run`."""
     run = Run(out)
     refuse_training(recipe, run, resuming=resuming)

@@ -18,14 +18,14 @@ from moslora.errors import UsageError
 from moslora.recipe import RankBudgetSection
 
 BETAS = (0.85, 0.85)
-"""β₁ and β₂, as in PEFT."""
+"""Decay rates β₁ and β₂, as in PEFT."""
 
 
 def budget_at(step: int, *, first: int, target: int, warmup: int, final: int, total: int) -> int:
-    """b(t): entries kept after ``step`` of ``total`` updates.
+    """Number of entries b(t) that are kept after ``step`` of ``total`` updates.
 
-    ``first`` up to ``warmup`` updates, ``target`` in the last ``final`` ones, and in between
-    target + (first − target) · (1 − (step − warmup) / (total − final − warmup))³, rounded down.
+    It is ``first`` up to ``warmup`` updates, ``target`` in the last ``final`` updates, and in between target + (first −
+    target) · (1 − (step − warmup) / (total − final − warmup))³, rounded down.
     """
     if step <= warmup:
         return first
@@ -36,10 +36,10 @@ def budget_at(step: int, *, first: int, target: int, warmup: int, final: int, to
 
 
 class RankBudget:
-    """Keeps the most important entries of a model's diagonal mixers, a decreasing number.
+    """Pruning of a model's diagonal mixers to a decreasing number of most important entries.
 
-    The shares in ``section`` are those of ``total`` updates. The last phase has at least one; phases that are longer
-    than the run are refused.
+    The shares in ``section`` are shares of ``total`` updates. The last phase has at least one update. Phases that are
+    longer than the run are refused.
     """
 
     def __init__(self, model: nn.Module, section: RankBudgetSection, *, total: int) -> None:
@@ -59,7 +59,7 @@ class RankBudget:
             e = layer.mixer.get_parameter("weight")
             self._parameters |= {f"{name}.lora_a": layer.lora_a, f"{name}.lora_b": layer.lora_b, f"{name}.e": e}
         self.averages: dict[str, Tensor] = {}
-        """Ī and Ū. They are fixed in the final phase, so its choice follows from them."""
+        """Ī and Ū by parameter name. They do not change in the final phase, so that its choice follows from them."""
 
         for name, parameter in self._parameters.items():
             self.averages[f"{name}:mean"] = torch.zeros_like(parameter)
@@ -67,14 +67,14 @@ class RankBudget:
 
     @property
     def reached_at(self) -> int:
-        """The first update after which no more entries are dropped."""
+        """First update after which no more entries are dropped."""
         return self._phases["total"] - self._phases["final"]
 
     @torch.no_grad()
     def prune(self, step: int, *, skipped: bool = False) -> dict[str, float]:
-        """Scores and prunes after update number ``step`` (from 1), with its gradients still in place.
+        """Score and prune after update number ``step`` (from 1), while its gradients are still in place.
 
-        An update skipped by the float16 scaler (a gradient overflowed) is not scored.
+        An update that the float16 scaler skipped, because a gradient overflowed, is not scored.
 
         Returns:
             Metrics: the budget b(t) as ``rank_budget``.
@@ -95,7 +95,7 @@ class RankBudget:
             self.averages[f"{name}:spread"].lerp_((importance - mean).abs(), 1 - BETAS[1])
 
     def scores(self) -> Tensor:
-        """S of every triplet, layer after layer, shape ``(first,)``."""
+        """Importance S of every triplet, layer after layer, shape ``(first,)``."""
         s = {name: self.averages[f"{name}:mean"] * self.averages[f"{name}:spread"] for name in self._parameters}
         of_layers = []
         for name, _ in self._layers:
@@ -103,8 +103,8 @@ class RankBudget:
         return torch.cat(of_layers)
 
     def _keep(self, count: int) -> None:
-        """Zeroes all but the ``count`` most important entries. The order of equal ones is that of the layers: exactly
-        ``count`` survive (PEFT drops all that tie), the same on every process."""
+        """Zero all but the ``count`` most important entries. Equal entries are kept in the order of the layers, so that
+        exactly ``count`` survive on every process; PEFT drops all that tie."""
         scores = self.scores()
         order = scores.argsort(descending=True, stable=True)
         kept = torch.zeros_like(scores, dtype=torch.bool)

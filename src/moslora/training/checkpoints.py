@@ -1,10 +1,10 @@
-"""Checkpoints of a run, and how to resume from one exactly.
+"""Checkpoints of a run, and how to resume from them exactly.
 
-A step depends only on the weights, the optimizer's moments and (seed, step): the rows come from
+A step depends only on the weights, the optimizer's moments and (seed, step). The rows come from
 :class:`moslora.data.steps.StepPlan`, the learning rate from the step, and dropout's random numbers from
 :func:`moslora.training.loop.seed_step`. So a checkpoint needs no generator states, and a resumed run equals the
-uninterrupted one bit for bit on a CPU. On a GPU it equals it as far as the same step gives the same bits there twice,
-which torch does not promise: docs/reproducing.md, "The same bits".
+uninterrupted run bit for bit on a CPU. On a GPU they are equal as far as the same step gives the same bits twice, which
+torch does not promise: docs/reproducing.md, "The same bits".
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ BUDGET = "rank_budget.safetensors"
 
 
 def copied_state(state: TrainState) -> dict[str, dict[str, Tensor]]:
-    """A checkpoint's tensors by file name, as they are now: copies on the host, which training does not change."""
+    """Copy a checkpoint's tensors to the host, by file name, so that training does not change them."""
     files = {WEIGHTS: adapter_state(state.model), OPTIMIZER: _moments(state)}
     if state.budget is not None:
         files[BUDGET] = state.budget.averages
@@ -45,14 +45,17 @@ def copied_state(state: TrainState) -> dict[str, dict[str, Tensor]]:
 def save_checkpoint(
     run: Run, files: Mapping[str, Mapping[str, Tensor]], recipe: Recipe, *, step: int, facts: Mapping[str, Any]
 ) -> None:
-    """Writes ``checkpoints/step-N``, an adapter folder with the optimizer's state, and deletes old ones."""
+    """Write ``checkpoints/step-N``, an adapter folder with the optimizer's state, and delete old checkpoints."""
     save_adapter(run.checkpoint(step), files, recipe, facts=facts)
     delete_old_checkpoints(run, step=step, training=recipe.training)
 
 
 def delete_old_checkpoints(run: Run, *, step: int, training: TrainingSection) -> None:
-    """Keeps the checkpoint of ``step``, the newest, and those before it, ``keep_checkpoints`` in all, and the best of
-    each of them. The first to go are those of later steps, which are damaged, as the run was not resumed from them."""
+    """Keep the checkpoint of ``step``, the newest, the ``keep_checkpoints`` − 1 before it, and the best step of each of
+    these.
+
+    Checkpoints of later steps go first: they are damaged, as the run was not resumed from them.
+    """
     found = run.checkpoints
     end = found.index(run.checkpoint(step)) + 1
     first_to_go = [*found[end:], *found[:end]]
@@ -68,7 +71,7 @@ def delete_old_checkpoints(run: Run, *, step: int, training: TrainingSection) ->
 
 
 def restore(folder: AdapterFolder, state: TrainState) -> None:
-    """Restores optimizer, scaler, budget and selection from a checkpoint, which must fit this run."""
+    """Restore optimizer, scaler, budget and selection from a checkpoint, which must fit this run."""
     parameters = dict(state.model.named_parameters())
     for key, value in _load_fitting(folder.path / OPTIMIZER, _moments(state)).items():
         name, _, moment = key.rpartition(":")
@@ -83,7 +86,7 @@ def restore(folder: AdapterFolder, state: TrainState) -> None:
 
 
 def _load_fitting(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors in ``path``, which must have exactly the keys and shapes of ``wanted``."""
+    """Load the tensors in ``path``, which must have exactly the keys and shapes of ``wanted``."""
     saved = load_tensors(path)
     try:
         refuse_misfits(wanted, saved)

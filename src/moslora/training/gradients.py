@@ -1,4 +1,4 @@
-"""The gradients of a step, added up over all processes."""
+"""Sum of a step's gradients over all processes."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 
 class GradientSum:
-    """g ← Σ g over the processes, for the gradients g of all ``learned`` parameters, once a step.
+    """Sum g ← Σ g over the processes, for the gradients g of all ``learned`` parameters, once a step.
 
-    The gradients are copied into a flat float32 buffer, the bucket, which one ``all_reduce`` adds up, and back. Of
-    several ``buckets``, that of the last layers comes first, and each is sent once the step's last backward pass has
-    computed its gradients, while that pass goes on.
+    The gradients are copied into flat float32 buffers, the buckets. One ``all_reduce`` adds a bucket up, and the sums
+    are copied back. The bucket of the last layers comes first. Each is sent as soon as the step's last backward pass
+    has computed its gradients, while that pass continues.
 
-    All processes send the same buckets in the same order. A gradient's place never changes, as the order in which three
-    addends or more are rounded depends on it: a resumed run rounds as one that was not interrupted.
+    All processes send the same buckets in the same order. A gradient's place never changes, because the order in which
+    three or more addends are rounded depends on it: so a resumed run rounds like an uninterrupted one.
 
     Args:
         learned: in the model's order. Every backward pass gives each a gradient.
@@ -35,14 +35,14 @@ class GradientSum:
             for weight in bucket.weights:
                 weight.register_post_accumulate_grad_hook(partial(self._note, bucket))
 
-    def begin(self) -> None:
-        """Announces the step's last backward pass."""
+    def start(self) -> None:
+        """Announce the step's last backward pass."""
         self._unsent = [*self._buckets]
         for bucket in self._buckets:
             bucket.missing = len(bucket.weights)
 
     def _note(self, bucket: "_Bucket", _: Tensor) -> None:
-        """Notes that a pass has computed one gradient of ``bucket``, and sends what is complete."""
+        """Note that a pass has computed one gradient of ``bucket``, and send the buckets that are complete."""
         bucket.missing -= 1
         while self._unsent and self._unsent[0].missing == 0:
             self._send()
@@ -51,7 +51,7 @@ class GradientSum:
         self._exchanges.append(self._unsent.pop(0).send())
 
     def finish(self) -> None:
-        """Adds up what the pass has left, and waits for all: the device does, not the host."""
+        """Send the remaining buckets and wait for all sums. The device waits, not the host."""
         while self._unsent:
             self._send()
         for bucket, exchange in zip(self._buckets, self._exchanges, strict=True):
@@ -75,10 +75,10 @@ class _Bucket:
         return [weight.grad for weight in self.weights]
 
     def send(self) -> Any:
-        """Begins to add the gradients up over the processes."""
+        """Start to add the gradients up over the processes."""
         torch._foreach_copy_(self._places, self._gradients)
         return dist.all_reduce(self._buffer, async_op=True)
 
     def receive(self) -> None:
-        """Copies the sums into the gradients."""
+        """Copy the sums into the gradients."""
         torch._foreach_copy_(self._gradients, self._places)

@@ -1,4 +1,4 @@
-"""Training in processes of its own, as the quickstart, experiments and a reproduction do."""
+"""Training in separate processes, for the quickstart, experiments and reproductions."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,10 +18,10 @@ def train_in_processes(
     processes: int,
     environment: Mapping[str, str] | None = None,
 ) -> None:
-    """``moslora train`` with these ``arguments`` in so many ``processes``, which share :func:`cores`, started again
-    after one was killed.
+    """Run ``moslora train`` with these ``arguments`` in ``processes`` processes, which share :func:`cores`, and restart
+    them after one was killed.
 
-    Raises what its exit code stands for. `Interrupted` is Ctrl-C or SIGTERM, with training saved, or too many kills.
+    Raises the error of the exit code. `Interrupted` means Ctrl-C or SIGTERM, with training saved, or too many kills.
     """
     again = "the same command continues from the last checkpoint"
     code = launch(
@@ -39,14 +39,15 @@ def train_in_processes(
 
 
 def worker_processes(training: TrainingSection) -> int:
-    """One on a GPU, otherwise one for each of :func:`cores`, but at most four, and no more than a step has rows."""
+    """Number of processes: one on a GPU, otherwise one for each of :func:`cores`, at most four and at most a step's
+    rows."""
     if gpus():
         return 1
     return min(4, cores(), training.global_batch_size)
 
 
 def refuse_too_many_processes(processes: int, *, rows: int) -> None:
-    """Refuses more processes than a step has rows. All other numbers divide them, if not evenly."""
+    """Refuse more processes than a step has rows. Smaller numbers share the rows, if not evenly."""
     if processes > rows:
         raise UsageError(
             f"{processes} processes are too many for {rows} rows per step; start {rows} or fewer, or set"

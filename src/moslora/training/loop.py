@@ -1,4 +1,5 @@
-"""The training algorithm. Folders, data and checkpoints are in ``train.py``."""
+"""The training algorithm. Folders and metrics are in ``train.py``, data in ``prepare.py``, checkpoints in
+``checkpoints.py``."""
 
 import hashlib
 import math
@@ -26,15 +27,15 @@ from moslora.training.optimizer import make_moments, rate_factor, set_rate, upda
 from moslora.training.selection import Selection
 
 SKIPS_IN_A_ROW = 10
-"""Overflows in a row that the float16 scaler may skip: each halves its scale, which starts at 2¹⁶."""
+"""Most overflows in a row that the float16 scaler may skip. Each halves its scale, which starts at 2¹⁶."""
 
 BUCKETS = 4
-"""Buckets in which gradients are sent to other machines, which takes longer than between the GPUs of one."""
+"""Number of buckets in which gradients are sent to other machines, which takes longer than between the GPUs of one."""
 
 
 @dataclass(frozen=True)
 class TrainState:
-    """Everything one run trains with; the same on every process."""
+    """Everything that one run trains with; the same on every process."""
 
     accelerator: Accelerator
     settings: TrainingSection
@@ -57,12 +58,12 @@ class TrainState:
 
     @cached_property
     def folded_layers(self) -> SharedInputLayers:
-        """The same, by what they read."""
+        """Our adapters, grouped by the input that they share."""
         return SharedInputLayers(self.model, parts=self._buckets)
 
     @cached_property
     def gradients(self) -> GradientSum:
-        """What adds the gradients up over the processes."""
+        """Sum of the gradients over the processes."""
         learned = [weight for weight in self.model.parameters() if weight.requires_grad]
         if self.accelerator.num_processes == 1:
             learned = []
@@ -70,8 +71,11 @@ class TrainState:
 
     @property
     def _buckets(self) -> int:
-        """Number of buckets in which gradients are added up: one within a machine. With gradient checkpointing factors
-        cannot be folded in parts, and a sharded base has exchanges of its own in a backward pass."""
+        """Number of buckets in which gradients are added up: one within a machine.
+
+        With gradient checkpointing factors cannot be folded in parts, and a sharded base has exchanges of its own in a
+        backward pass.
+        """
         if world_size() == local_world_size() or self.settings.strategy == "fsdp":
             return 1
         recomputes = any(getattr(module, "gradient_checkpointing", False) for module in self.model.modules())
@@ -79,22 +83,22 @@ class TrainState:
 
     @cached_property
     def engine(self) -> Engine:
-        """What computes the model."""
+        """Engine that computes the model."""
         return engine_of(self.model)
 
     @cached_property
     def _shares(self) -> list[bool]:
-        """Whether what all rows begin with is computed once: without dropout, and in training."""
+        """Whether a beginning that all rows share is computed once: without dropout, and in training."""
         return [shares_beginnings(self.model, training=training) for training in (False, True)]
 
     @property
     def looks_ahead(self) -> bool:
-        """Whether a step may begin before the numbers of the one before it are read: not with a rank budget, which
-        changes weights by them, nor on a CPU, where it would only delay them."""
+        """Whether a step may start before the numbers of the last step are read. Not with a rank budget, which changes
+        weights by these numbers, nor on a CPU, where it would only delay them."""
         return self.budget is None and self.accelerator.device.type != "cpu"
 
     def drawn(self, step: int) -> list[Encoded]:
-        """The rows of a step, and the texts beside them, the same on every process."""
+        """Rows of a step, and the replayed texts beside them; the same on every process."""
         rows = [self.rows[row] for row in self.plan[step]]
         if self.replay is not None:
             rows += self.replay.beside(step, rows)
@@ -111,7 +115,7 @@ class TrainState:
         )
 
     def micro_batch(self, rows: Sequence[Encoded], *, training: bool) -> MicroBatch:
-        """``rows`` on this process's device, for a pass in training or without dropout."""
+        """Batch of ``rows`` on this process's device, for a pass in training or without dropout."""
         share = self._shares[training]
         device = self.accelerator.device
         return collate(rows, device=device, tasks=self.tasks, share=share, build_batch=self.engine.build_batch)
@@ -126,15 +130,15 @@ def train(
     validate: Callable[[int], bool],
     stop_requested: Callable[[], bool],
 ) -> int:
-    """Runs the steps from ``first_step`` on.
+    """Run the steps from ``first_step`` on.
 
     Args:
         first_step: optimizer updates already done.
         report: called after each update with its number, ``tokens`` (no padding), ``examples`` and metrics by name.
         checkpoint: called with the number of updates done, on every process.
-        validate: called likewise, and with 0 before the first step; tells ``state.selection`` what it found, and
+        validate: called likewise, and with 0 before the first step; passes its result to ``state.selection``, and
             returns whether it is the best so far.
-        stop_requested: called after each step, on every process; one true stops all.
+        stop_requested: called after each step, on every process; one ``True`` stops all.
 
     Returns:
         The number of updates done: ``len(state.plan)``, or fewer after a stop, or where patience ran out. The last
@@ -197,30 +201,33 @@ def train(
 
 
 def _reduced(accelerator: Accelerator, losses: Tensor, norm: Tensor, *, stop: bool) -> Callable[[], list[float]]:
-    """The loss, the penalty and the wishes to stop of all processes, and the gradient's norm, once they are asked for;
-    then the host waits for them, and not for what the device was given to compute since. They are reduced once a step,
-    together; the norm is the same everywhere."""
+    """Return a function that waits for the loss, the penalty and the wishes to stop of all processes, and the
+    gradient's norm.
+
+    They are reduced once a step, together; the norm is the same everywhere. The host then waits for these numbers, but
+    not for what the device was given to compute since.
+    """
     own = torch.cat([losses, losses.new_full((1,), stop)])
     everyones = accelerator.reduce(own, reduction="sum")
     numbers = torch.cat([everyones, norm.to(own)[None]]).to("cpu", non_blocking=True)
     if own.device.type == "cpu":
         return numbers.tolist
-    there = gpu_module().Event()
-    there.record()
+    copied = gpu_module().Event()
+    copied.record()
 
     def read() -> list[float]:
-        there.synchronize()
-        found: list[float] = numbers.tolist()
-        return found
+        copied.synchronize()
+        values: list[float] = numbers.tolist()
+        return values
 
     return read
 
 
 def rehearse(state: TrainState, *, first_step: int) -> None:
-    """Computes the step with the largest pass of any process, from ``first_step`` on, and throws its gradient away:
-    what does not fit into a GPU's memory says so now, not in hours.
+    """Compute the step with the largest pass of any process, from ``first_step`` on, and discard its gradient, so that
+    a GPU's memory that is too small shows at once, not after hours.
 
-    The optimizer's moments are there by then, as in any step but the first; they stay, and training changes by no bit.
+    The optimizer's moments are made first, as in any step but the first. They stay, and training changes by no bit.
     """
     lengths = state.rows.lengths()
     processes = state.accelerator.num_processes
@@ -239,13 +246,13 @@ def rehearse(state: TrainState, *, first_step: int) -> None:
 
 
 def seed_step(seed: int, *, step: int, process: int) -> None:
-    """Seeds every device's default generator, which dropout uses, for one step of one process."""
+    """Seed every device's default generator, which dropout uses, for one step of one process."""
     digest = hashlib.sha256(f"{seed}/{step}/{process}".encode()).digest()
     torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 def start_step(state: TrainState, step: int) -> Iterator[Tensor]:
-    """The gradient of ``step``, for `accumulate`, with its first forward pass on its way."""
+    """Start the gradient of ``step``: its first forward pass is launched, and `accumulate` computes the rest."""
     seed_step(state.plan.seed, step=step, process=state.accelerator.process_index)
     gradient = _gradient(state, state.drawn(step))
     next(gradient)
@@ -253,10 +260,10 @@ def start_step(state: TrainState, step: int) -> Iterator[Tensor]:
 
 
 def accumulate(state: TrainState, rows: Sequence[Encoded], started: Iterator[Tensor] | None = None) -> Tensor:
-    """Computes the gradient of one step, and returns this process's share of its loss.
+    """Compute the gradient of one step, and return this process's share of its loss.
 
     The step's loss is (1/N) Σ −log p(label) over the N label tokens of all its rows. It does not depend on the number
-    of processes or micro-batches. A mixer's penalty is averaged over the micro-batches, weighted by their tokens; a
+    of processes or micro-batches. A mixer's penalty is averaged over the micro-batches, weighted by their tokens. A
     gate's balance is not linear in the rows, so each micro-batch has its own.
 
     Args:
@@ -271,7 +278,7 @@ def accumulate(state: TrainState, rows: Sequence[Encoded], started: Iterator[Ten
 
 
 def _gradient(state: TrainState, rows: Sequence[Encoded]) -> Iterator[Tensor]:
-    """Adds the gradient up: pauses after the first forward pass, and gives the share of the loss at the end."""
+    """Add the gradient up: pause after the first forward pass, and yield the share of the loss at the end."""
     passes = state.passes(rows)
     labels = label_count(rows)
     tokens = sum(len(row.input_ids) for row in rows)
@@ -287,7 +294,7 @@ def _gradient(state: TrainState, rows: Sequence[Encoded]) -> Iterator[Tensor]:
             if number == 1:
                 yield share
             if number == len(passes):
-                state.gradients.begin()
+                state.gradients.start()
             losses.backward(gradient)
         share += losses.detach()
     state.gradients.finish()
@@ -296,6 +303,7 @@ def _gradient(state: TrainState, rows: Sequence[Encoded]) -> Iterator[Tensor]:
 
 
 def _not_finite(step: int, *, loss: float, norm: float, rows: Sequence[Encoded]) -> Diverged:
+    """Error that names the step, its numbers and its rows."""
     ids = ", ".join(row.id for row in rows)
     return Diverged(
         f"step {step + 1}: loss {loss:g}, gradient norm {norm:g}: not finite, so the run stops. Rows of this step:"

@@ -10,9 +10,10 @@ from moslora.data.steps import MicroBatch
 
 
 class LabelLoss(nn.Module):
-    """Σ −log p(label | tokens before it) over the labels (a sum, not a mean), and the method's own penalty.
+    """Training loss Σ −log p(label | tokens before it) over the labels (a sum, not a mean), and the method's own
+    penalty.
 
-    The output layer runs only where there is a label: with the loss on the answers that is one position in ten.
+    The output layer runs only where there is a label. With the loss on the answers that is one position in ten.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -21,7 +22,7 @@ class LabelLoss(nn.Module):
         self.adapters = layers_of(model)  # a list, so that they are no modules of this one
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """The label loss and the adapters' penalty (or zero), float32 scalars.
+        """Compute the label loss and the adapters' penalty (or zero), float32 scalars.
 
         Without a label in the batch the loss is zero, but still depends on every parameter, so that a process without
         rows takes part in the gradient reduction.

@@ -15,10 +15,10 @@ Schedule = Literal["linear", "cosine", "constant"]
 
 
 def build_optimizer(model: nn.Module, training: TrainingSection) -> torch.optim.AdamW:
-    """AdamW (arXiv 1711.05101) with groups for the factors A and B, for the mixers, and for DoRA's magnitudes.
+    """Build AdamW (arXiv 1711.05101) with groups for the factors A and B, for the mixers, and for DoRA's magnitudes.
 
-    Mixers do not decay: that would pull M towards zero, where B and A get no gradient; without it an invertible M keeps
-    its rank under gradient flow. Neither do magnitudes, which are lengths of rows.
+    Mixers do not decay: decay would pull M towards zero, where B and A get no gradient. Without it an invertible M
+    keeps its rank under gradient flow. Magnitudes do not decay either, as they are lengths of rows.
     """
     layers = layers_of(model)
     factors_a = [layer.lora_a for layer in layers]
@@ -47,7 +47,7 @@ def build_optimizer(model: nn.Module, training: TrainingSection) -> torch.optim.
 
 
 def _parameters_of(kind: type[nn.Module], model: nn.Module) -> list[nn.Parameter]:
-    """The parameters of all modules of a kind, in the model's order."""
+    """Parameters of all modules of a kind, in the model's order."""
     found: list[nn.Parameter] = []
     for module in model.modules():
         if isinstance(module, kind):
@@ -58,7 +58,7 @@ def _parameters_of(kind: type[nn.Module], model: nn.Module) -> list[nn.Parameter
 def rate_factor(step: int, *, schedule: Schedule, warmup_steps: int, total_steps: int) -> float:
     """Share of the full learning rate at ``step`` (from 0): linear warm-up, then the schedule.
 
-    A pure function, so that resuming needs no scheduler state. Same values as transformers'
+    It depends on its arguments alone, so that resuming needs no scheduler state. The values are those of transformers'
     ``get_{linear,cosine,constant}_schedule_with_warmup``.
     """
     if step < warmup_steps:
@@ -74,14 +74,16 @@ def rate_factor(step: int, *, schedule: Schedule, warmup_steps: int, total_steps
 
 
 def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Sets every group's learning rate to ``factor`` times its full rate."""
+    """Set every group's learning rate to ``factor`` times its full rate."""
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
 
 
 def update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, *, max_norm: float) -> Tensor:
-    """Clips the gradient, updates, and returns the gradient's norm, on the device. A norm that is not finite skips the
-    update, if it is fused; a loop ends there."""
+    """Clip the gradient, update the weights, and return the gradient's norm as a scalar on the device.
+
+    A norm that is not finite skips the update if AdamW is fused; otherwise the training loop ends there.
+    """
     scaler.unscale_(optimizer)
     norm = nn.utils.clip_grad_norm_(trainable(optimizer), max_norm)
     if optimizer.defaults["fused"]:  # a scaler sets its own
@@ -92,19 +94,19 @@ def update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, *, ma
 
 
 def fresh_moments(parameter: Tensor) -> dict[str, Tensor]:
-    """What the fused AdamW keeps of ``parameter``, before its first update."""
+    """AdamW's state of ``parameter`` before its first update."""
     step = torch.zeros((), device=parameter.device)
     return {"step": step, "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
 
 
 def make_moments(optimizer: torch.optim.Optimizer) -> None:
-    """Makes what ``optimizer`` would make at its first update, where it is not there yet."""
+    """Create the moments that ``optimizer`` would create at its first update, where they do not exist yet."""
     for parameter in trainable(optimizer):
         if not optimizer.state[parameter]:
             optimizer.state[parameter] = fresh_moments(parameter)
 
 
 def trainable(optimizer: torch.optim.Optimizer) -> Iterable[nn.Parameter]:
-    """The parameters that ``optimizer`` updates."""
+    """Parameters that ``optimizer`` updates."""
     for group in optimizer.param_groups:
         yield from group["params"]

@@ -1,4 +1,4 @@
-"""Builds what a run trains with: rows, model, adapters, optimizer and plan."""
+"""Preparation of a training: rows, model, adapters, optimizer and plan of steps."""
 
 from dataclasses import dataclass
 
@@ -38,8 +38,7 @@ from moslora.training.selection import Selection
 
 @dataclass(frozen=True)
 class Inputs:
-    """Inputs of a run from elsewhere, fetched, converted and encoded once per machine; the base's weights by their
-    fingerprint."""
+    """Inputs of a run, fetched, converted and encoded once per machine, with the fingerprint of the base's weights."""
 
     data: TrainingData
     plan: StepPlan
@@ -48,7 +47,7 @@ class Inputs:
 
 
 def gather_inputs(recipe: Recipe) -> Inputs:
-    """Downloads and encodes what ``recipe`` needs. Other processes are not waited for, so that it may take long."""
+    """Download and encode the inputs of ``recipe``. Other processes do not wait for this, so it may take long."""
     adapters_of(recipe).settings(recipe)  # says what is wrong before anything is downloaded
     encoder = Encoder(load_tokenizer(recipe.model), max_length=recipe.data.max_length)
     base = fingerprint(recipe.model.name, revision=recipe.model.revision)
@@ -65,7 +64,7 @@ def prepare(
     *,
     inputs: Inputs | None = None,
 ) -> tuple[TrainState, TrainingData]:
-    """Loads and builds everything; the adapters take the weights of ``start``, if given."""
+    """Load and build everything that ``recipe`` trains with. The adapters take the weights of ``start``, if given."""
     keep_freed_memory()
     set_seed(recipe.seed)
     if inputs is None:
@@ -75,10 +74,10 @@ def prepare(
     on_host = read_on_host(strategy, recipe.model, device)
     if on_host:
         device = torch.device("cpu")
-    smaller = "" if strategy == "fsdp" else "training.strategy=fsdp on several GPUs, "
+    sharding = "" if strategy == "fsdp" else "training.strategy=fsdp on several GPUs, "
     if isinstance(start, AdapterFolder):
         check_base(start)
-    with fitting(recipe.model, another=smaller):
+    with fitting(recipe.model, sharding=sharding):
         model = read_base(recipe.model, device=device, computed_here=not on_host)
         model = adapt(model, recipe, start=start)
         choose_engine_of(model, recipe.model, computed_here=not on_host)
@@ -109,6 +108,7 @@ def prepare(
 
 
 def _refuse_dependent_rows(config: PretrainedConfig, max_length: int) -> None:
+    """Refuse rows so long that their result depends on the longest row of their pass."""
     length = independent_length(config)
     if length is not None and max_length > length:
         raise UsageError(
@@ -118,7 +118,7 @@ def _refuse_dependent_rows(config: PretrainedConfig, max_length: int) -> None:
 
 
 def adapt(model: PreTrainedModel, recipe: Recipe, *, start: AdapterFolder | Continued | None = None) -> PreTrainedModel:
-    """``model``, changed in place, with the adapters of ``recipe``, and with the weights of ``start`` if given.
+    """Put the adapters of ``recipe`` into ``model``, in place, with the weights of ``start`` if given.
 
     Raises:
         MosloraError: ``start`` does not fit.
@@ -146,13 +146,14 @@ def adapt(model: PreTrainedModel, recipe: Recipe, *, start: AdapterFolder | Cont
 
 
 def distribute(objective: LabelLoss, accelerator: Accelerator, strategy: Strategy) -> LabelLoss:
-    """``objective`` as the processes compute it together: each with the whole base (``ddp``), or a share (``fsdp``).
+    """Make several processes compute ``objective`` together: each with the whole base (``ddp``), or with a share of it
+    (``fsdp``).
 
-    In both the adapters are whole everywhere, and start as rank 0's, as a start may come from a decomposition that
-    another machine rounds differently. `GradientSum` adds their gradients up once a step. Sharded, they would be
-    gathered twice for every micro-batch, and spare a process 16 (1 − 1/n) bytes per trainable parameter: on 8 GPUs
-    0.4 GB for LLaMA-3-8B at rank 16 on five projections (28 million), and 1.9 GB for 70B (139 million), beside the 12
-    and 120 GB that sharding the base spares.
+    With both, every process holds whole adapters, which start as rank 0's, because a start may come from a
+    decomposition that another machine rounds differently. `GradientSum` adds their gradients up once a step. Sharded
+    adapters would be gathered twice for every micro-batch, and spare a process 16 (1 − 1/n) bytes per trainable
+    parameter: on 8 GPUs 0.4 GB for LLaMA-3-8B at rank 16 on five projections (28 million), and 1.9 GB for 70B (139
+    million). Sharding the base spares 12 and 120 GB.
     """
     if shards(strategy):
         shard_base(objective.model, device=accelerator.device)

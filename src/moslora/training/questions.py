@@ -1,4 +1,4 @@
-"""The validation questions of a run: which of its held-out training rows it is asked, and how many."""
+"""Validation questions of a run: which of its held-out training rows are asked as questions, and how many."""
 
 from collections.abc import Sequence
 
@@ -19,19 +19,20 @@ SHARE_OF_TRAINING = 0.02
 """Share of a run's time that the questions of all its validations take by default."""
 
 COST_OF_A_SCORED_TOKEN = 0.5
-"""Time of a token that is scored, of one that is trained on: a frozen weight has one product forwards, and one more for
-the gradient of its input (`moslora.plan.duration.cost`)."""
+"""Time to score a token, relative to training on it: a frozen weight has one product forwards, and a second one for the
+gradient of its input (`moslora.plan.duration.cost`)."""
 
 TOKENS_OF_A_TASK = 64
-"""Scored tokens that take as long as what a task costs beside its own tokens, as it has passes of its own: by CPU
-seconds of SmolLM2-135M in bfloat16 on an AMD EPYC, 25 and 120 questions of eight tasks by protocol cloze."""
+"""Cost of a task besides its own tokens, in scored tokens, as it has passes of its own: by CPU seconds of SmolLM2-135M
+in bfloat16 on an AMD EPYC, 25 and 120 questions of eight tasks by protocol cloze."""
 
 TOKENS_OF_A_WRITTEN_TASK = 256
-"""The same where answers are written, in a short pass for each of their tokens: 24 questions by protocol generate."""
+"""Cost of a task besides its own tokens where answers are written, in a short pass for each of their tokens: 24
+questions by protocol generate."""
 
 
 def refuse_too_few_questions(training: TrainingSection, data: TrainingData) -> None:
-    """Refuses settings that ask more questions, or write more samples, than there are among the validation rows."""
+    """Refuse settings that ask more questions, or write more samples, than the validation rows allow."""
     wanted = training.validation_questions
     there = len(data.questions)
     rows = len(data.validation)
@@ -54,7 +55,7 @@ def validation_questions(
     *,
     count: int | None = None,
 ) -> ModelWithQuestions | None:
-    """The questions that each validation of a run asks, as `moslora eval` would; ``None`` for none.
+    """Questions that each validation of a run asks, as `moslora eval` would; ``None`` if it asks none.
 
     They are the first of the validation rows in the order of `order_key`.
 
@@ -98,7 +99,7 @@ def validation_questions(
 
 
 def examples_by_task(examples: Sequence[Example]) -> dict[str, list[Example]]:
-    """The examples of each task, in the order given."""
+    """Group the examples by task, in the order given."""
     found: dict[str, list[Example]] = {}
     for example in examples:
         found.setdefault(example.task, []).append(example)
@@ -106,7 +107,7 @@ def examples_by_task(examples: Sequence[Example]) -> dict[str, list[Example]]:
 
 
 def tokens_of_a_validation(recipe: Recipe, data: TrainingData) -> float:
-    """Tokens of the questions of one validation that come to `SHARE_OF_TRAINING`."""
+    """Number of tokens of one validation's questions that take `SHARE_OF_TRAINING` of the run's time."""
     rows = data.rows
     plan = StepPlan(recipe.training, rows=len(rows), seed=recipe.seed)
     trained = len(plan) * plan.global_batch_size * rows.token_count() / len(rows)
@@ -114,7 +115,7 @@ def tokens_of_a_validation(recipe: Recipe, data: TrainingData) -> float:
 
 
 def _first_within(asked: ModelWithQuestions, candidates: Sequence[Example], tokens: float) -> list[Example]:
-    """The first of the ``candidates`` that take no longer than so many ``tokens``."""
+    """Return the first of the ``candidates`` that take no longer than ``tokens`` scored tokens."""
     tasks = {task.name: task for task in asked.prepared.tasks}
     begun = set()
     chosen = []

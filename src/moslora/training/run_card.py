@@ -1,4 +1,4 @@
-"""A run in words: the lines that it prints at its start, and what ``run.json`` says of machine, code and kernels."""
+"""Description of a run: the lines that it prints at its start, and the machine, code and kernels in ``run.json``."""
 
 import platform
 import subprocess
@@ -32,7 +32,7 @@ from moslora.version import PACKAGE, __version__
 def describe(
     model: PreTrainedModel, plan: StepPlan, *, base: ModelSection, adapter: Adapter, training: TrainingSection
 ) -> list[str]:
-    """The lines that a run prints at its start."""
+    """Lines that a run prints at its start."""
     # A packed 4-bit weight has fewer entries than parameters.
     entries = {m.weight: m.in_features * m.out_features for m in model.modules() if isinstance(m, nn.Linear)}
     total = sum(entries.get(p, p.numel()) for p in model.parameters())
@@ -52,7 +52,7 @@ def describe(
 
 
 def packages(recipe: Recipe) -> dict[str, str]:
-    """The versions of the packages that compute, or would: Liger-Kernel is tried later, in all processes together."""
+    """Versions of the packages that compute, or would: all processes try Liger-Kernel together, later."""
     found = identity.packages(*adapters_of(recipe).packages, quantized=recipe.model.quantization is not None)
     if gpus() and liger.is_installed():
         name = packages_distributions()["liger_kernel"][0]  # or its nightly
@@ -61,7 +61,7 @@ def packages(recipe: Recipe) -> dict[str, str]:
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
-    """The device of one process; memory in GB."""
+    """Device of one process, with its memory in GB."""
     found: dict[str, Any] = {"device": device_name(device), "memory_gb": round(total_memory(device) / 1e9, 1)}
     if device.type == "cpu":
         found["threads"] = torch.get_num_threads()
@@ -72,7 +72,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
 
 
 def git_state() -> dict[str, Any] | None:
-    """The commit of this code, and whether the code differs from it; ``None`` outside a checkout."""
+    """Commit of this code, and whether the code differs from it; ``None`` outside a checkout."""
 
     def git(*arguments: str) -> str:
         asked = subprocess.run(["git", "-C", PACKAGE, *arguments], capture_output=True, encoding="utf-8", check=True)
@@ -86,7 +86,7 @@ def git_state() -> dict[str, Any] | None:
 
 
 def kernels(model: PreTrainedModel, device: torch.device) -> dict[str, str | None]:
-    """Which of the equal ways to compute was chosen; ``None`` for what the model does not have."""
+    """Kernels chosen for each piece of the model; ``None`` for a piece that the model lacks."""
     beginnings = "once" if shares_beginnings(model, training=True) else "in each row"
     found: dict[str, str | None] = {
         "attention": None,
@@ -122,7 +122,7 @@ def kernels(model: PreTrainedModel, device: torch.device) -> dict[str, str | Non
 
 
 def strategy(objective: nn.Module) -> dict[str, Any]:
-    """The strategy, and the share of the frozen weights in this process, both read from the model."""
+    """Strategy, and share of the frozen weights in this process, both read from the model."""
     frozen = [parameter for parameter in objective.parameters() if not parameter.requires_grad]
     here = 0
     kind = "ddp"
@@ -138,7 +138,7 @@ def strategy(objective: nn.Module) -> dict[str, Any]:
 
 
 def record_outcome(run: Run) -> None:
-    """Add to a finished run's card its time and memory, and what its validations chose, unless they are there."""
+    """Add a finished run's time and memory, and the choice of its validations, to its card, if they are missing."""
     logged = [row for row in run.metrics if "seconds" in row]
     if logged and "seconds" not in run.facts:
         manifest = read_manifest(run.result)

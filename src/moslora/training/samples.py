@@ -1,4 +1,4 @@
-"""Samples: the answers that the model writes for held-out rows at each validation, beside what was wanted."""
+"""Samples: answers that the model writes for held-out rows at each validation, beside the wanted answers."""
 
 import time
 from dataclasses import dataclass
@@ -18,14 +18,14 @@ from moslora.runs.answers import order_key
 from moslora.training.loop import TrainState
 
 MORE_TOKENS = 16
-"""Tokens that a written answer may have beyond the longest wanted one of its task."""
+"""Most tokens of a written answer beyond the longest wanted answer of its task."""
 
 SHOWN = 160
 """Characters of an answer on the screen."""
 
 
 class Sample(TypedDict):
-    """A held-out row's wanted answer, and what the model writes instead."""
+    """Wanted answer of a held-out row, and the answer that the model writes."""
 
     id: str
     wanted: str
@@ -33,13 +33,13 @@ class Sample(TypedDict):
 
 
 class Samples(NamedTuple):
-    """The samples of one validation, and the seconds that they took."""
+    """Samples of one validation, and the seconds that they took."""
 
     samples: list[Sample]
     seconds: float
 
     def lines(self) -> list[str]:
-        """The samples in words, one a line."""
+        """The samples in words, one line each."""
         lines = []
         for sample in self.samples:
             written = shorten(sample["written"], SHOWN, placeholder="…")
@@ -55,9 +55,9 @@ NO_SAMPLES = Samples([], 0.0)
 
 @dataclass(frozen=True)
 class Sampler:
-    """Held-out rows whose answers are written, greedily: by task, the ids and the tokens of prompts and answers.
+    """Writer of answers to held-out rows, greedily. ``tasks`` holds, by task and id, the tokens of prompts and answers.
 
-    Every process writes all of them: one that waited for another could wait too long.
+    Every process writes all samples: a process that waited for another could wait too long.
     """
 
     model: Local
@@ -65,7 +65,7 @@ class Sampler:
 
     @classmethod
     def of(cls, state: TrainState, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, rows: RowTable) -> "Sampler":
-        """The first `training.samples` of the validation ``rows`` in the order of `order_key`."""
+        """Take the first `training.samples` of the validation ``rows`` in the order of `order_key`."""
         ordered = sorted(range(len(rows)), key=lambda place: order_key(rows[place].id))
         tasks: dict[str, dict[str, TokenPair]] = {}
         for place in ordered[: recipe.training.samples]:
@@ -74,7 +74,7 @@ class Sampler:
         return cls(Local(state.model, tokenizer, tokens), tasks)
 
     def write(self) -> Samples:
-        """Write the answers. The model is in evaluation mode; no random number is drawn."""
+        """Write the answers with the model in evaluation mode. No random number is drawn."""
         began = time.perf_counter()
         samples = []
         with or_out_of_memory(

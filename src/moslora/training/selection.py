@@ -1,4 +1,4 @@
-"""What validations decide: which step is a run's result, and when the run ends before its last step."""
+"""Choice of a run's result by its validations, and of the step at which it ends."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from moslora.runs.best import Best, best_of, format_value
 
 @dataclass
 class Selection:
-    """The choice of a run's result by its validations, which are the same on every process.
+    """Choice of a run's result by its validations, the same on every process.
 
     Attributes:
         training: the recipe's settings.
@@ -24,30 +24,31 @@ class Selection:
 
     @property
     def patience_ran_out(self) -> bool:
+        """Whether so many validations in a row were no better that the run ends."""
         return self.best.has_run_out(self.training.patience)
 
     @property
     def facts(self) -> dict[str, Any]:
-        """JSON values for a checkpoint's manifest, from which `restore` goes on."""
+        """JSON values for a checkpoint's manifest, from which `restore` continues."""
         return self.best.facts if self.training.is_selected else {}
 
     def restore(self, manifest: Mapping[str, Any]) -> None:
-        """Goes on from a checkpoint's manifest."""
+        """Continue from a checkpoint's manifest."""
         best = best_of(manifest)
         if best is not None:
             self.best = best
 
     def consider(self, step: int, value: float) -> bool:
-        """Counts the validation of ``step``, of which ``value`` decides, and returns whether it is the best so far; the
-        first of equals is."""
+        """Count the validation of ``step``, which ``value`` decides, and return whether it is the best so far. Of equal
+        validations the first is the best."""
         if not self.training.is_selected or step < self.first_candidate:
             return False
         self.best = self.best.updated(step, value)
         return self.best.step == step
 
     def remark(self, step: int, *, start: float | None) -> str:
-        """What the validation of ``step`` decided, in words; empty if nothing. ``start`` is that before the first
-        step, which no result may be."""
+        """The decision on the validation of ``step`` in words; empty if it decided nothing. ``start`` is the value
+        before the first step, which cannot be the result."""
         best = self.best
         if best.step == step and best.value is not None and start is not None and best.prefers(start, best.value):
             side = "above" if best.by == "loss" else "below"
@@ -60,7 +61,7 @@ class Selection:
 
     @property
     def so_far(self) -> str:
-        """The best step so far, for a live line; empty before the first."""
+        """Best step so far, for a live line; empty before the first validation."""
         best = self.best
         if best.value is None:
             return ""

@@ -1,4 +1,4 @@
-"""A session of a training: processes take over a run's folder, agree on what they train, and start or resume it."""
+"""Session of a training: processes lock a run's folder, agree on what they train, and start or resume it."""
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -36,9 +36,9 @@ from moslora.training.validation import QUESTIONS, Validator
 
 
 def train_run(recipe: Recipe, run: Run, *, resuming: bool = False) -> Path:
-    """Trains ``run`` as ``recipe``, which was checked, describes it and returns the folder of the result.
+    """Train ``run`` by ``recipe``, which was checked, and return the folder of the result.
 
-    ``resuming`` goes on from the newest checkpoint, or from the start if there is none; a finished run is returned.
+    ``resuming`` continues from the newest checkpoint, or from the start if there is none. A finished run is returned.
 
     Raises:
         UsageError: the folder holds another run or is in use, the recipe does not fit its data, its model or the number
@@ -82,7 +82,7 @@ def train_run(recipe: Recipe, run: Run, *, resuming: bool = False) -> Path:
 
 
 def _already_finished(run: Run, saved: AdapterFolder) -> Path:
-    """Says that the run is finished and returns its result, which is ``saved``."""
+    """Say that the run is finished and return its result, which is ``saved``."""
     done = saved.manifest.get(TRAINED_STEPS, saved.manifest["step"])
     if is_main_process():
         record_outcome(run)
@@ -94,7 +94,7 @@ def _already_finished(run: Run, saved: AdapterFolder) -> Path:
 
 
 def agreed_by_processes(recipe: Recipe, saved: AdapterFolder | None) -> dict[str, Any]:
-    """What must be the same on every process, before each has looked at base and rows."""
+    """Values that must be the same on every process, before each has read base and rows."""
     facts = recipe.values_changing(*KEPT)
     for path in ("model.name", "adapter.continue_from"):  # which may differ between machines
         del facts[path]
@@ -108,6 +108,7 @@ def agreed_by_processes(recipe: Recipe, saved: AdapterFolder | None) -> dict[str
 
 
 def _train_in_group(recipe: Recipe, run: Run, start: AdapterFolder | Continued | None, inputs: Inputs) -> Path:
+    """Prepare, start or resume, and finish the training, in a group of processes."""
     accelerator = Accelerator(mixed_precision="no", cpu=device().type == "cpu")  # dtypes and the scaler are ours
     if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
         raise UsageError(
@@ -122,7 +123,7 @@ def _train_in_group(recipe: Recipe, run: Run, start: AdapterFolder | Continued |
     sampler = Sampler.of(state, inputs.tokenizer, recipe, data.validation) if recipe.training.samples else None
     training = Training(run, recipe, state, data, Validator(data.validation, questions, sampler), predecessor)
     first_step = _resume(training, start) if isinstance(start, AdapterFolder) else 0
-    training.begin()
+    training.start()
     done = training.train(first_step)
     return training.finish(done)
 
@@ -158,6 +159,6 @@ def _resume(training: Training, saved: AdapterFolder) -> int:
 
 
 def close(run: Run) -> None:
-    """Do what a process that was killed after it had saved the result has left to do."""
+    """Finish the card of a run whose process was killed after it had saved the result."""
     with locked(run.path, shared=(RUN,)):
         record_outcome(run)

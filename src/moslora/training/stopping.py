@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, which end a training between two steps."""
+"""Stop requests: Ctrl-C and SIGTERM end a training between two steps."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from moslora.process_rank import launched
 
 @contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """Collects SIGINTs and SIGTERMs, which end a run between two steps; a second Ctrl-C stops at once."""
+    """Collect SIGINTs and SIGTERMs in a list, after which the loop ends; a second Ctrl-C stops at once."""
     signals: list[int] = []
 
     def collect(number: int, frame: FrameType | None) -> None:

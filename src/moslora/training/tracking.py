@@ -28,11 +28,11 @@ GROUPED = {
     "validation_effective_questions": "validation/effective_questions",
     **{name: f"speed/{name}" for name in (*MEASURED, "sample_seconds")},
 }
-"""Names in trackers, which show the same first parts together; the others begin with `train/`."""
+"""Names in trackers, which group metrics by the part before the slash. All other names start with `train/`."""
 
 
 class Tracker:
-    """Writes metrics, on the main process. Speed and time left count from the first step of this process, not of the
+    """Writer of metrics, on the main process. Speed and time left count from the first step of this process, not of the
     run."""
 
     def __init__(
@@ -61,15 +61,17 @@ class Tracker:
             write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def begin_steps(self) -> None:
-        """Counts speed and time left from now on; the time before is in `seconds` alone."""
+        """Count speed and time left from now on; the time before counts in `seconds` alone."""
         self._steps_began = time.perf_counter()
         self._last_record = self._steps_began
 
     def log_step(self, step: int, *, tokens: int, examples: int, **values: float) -> None:
-        """Shows ``values`` of update number ``step``, and of the first of a run, every ``log_every``-th and the last
-        records them: with the speed since the last record, the seconds of training so far, interruptions left out, and
-        the peak memory of this process. The first of this process is also printed, as it tells how long a run will
-        take."""
+        """Show ``values`` of update number ``step``, and record them at the first step, every ``log_every``-th and the
+        last.
+
+        A record also has the speed since the last record, the seconds of training without interruptions, and the peak
+        memory of this process. The first step of this process is also printed, as it shows how long a run will take.
+        """
         if not self._active:
             return
         self._tokens += tokens
@@ -106,8 +108,8 @@ class Tracker:
             say("  ".join([at, loss, *others, tokens_s, examples_s, peak, f"{left / 60:.1f} min left"]))
 
     def record(self, row: dict[str, Any], samples: Samples = NO_SAMPLES) -> None:
-        """Writes one line of ``metrics.jsonl``, and into the trackers, and shows nothing. The time of ``samples`` is
-        not in the speed of the next steps."""
+        """Write one line of ``metrics.jsonl`` and log it to the trackers. The time of ``samples`` does not count in the
+        speed of the next steps."""
         if not self._active:
             return
         texts = {}

@@ -1,4 +1,4 @@
-"""One training: from a recipe to a run folder (`moslora.runs.run`)."""
+"""One training: the steps, validations and checkpoints between a recipe and a run folder (`moslora.runs.run`)."""
 
 import platform
 import signal
@@ -37,7 +37,7 @@ from moslora.training.validation import QUESTIONS, Validator, in_fields
 
 @dataclass(frozen=True)
 class Training:
-    """A prepared training of ``run``; the same on every process, but only the main one writes and prints."""
+    """Prepared training of ``run``, the same on every process. Only the main process writes and prints."""
 
     run: Run
     recipe: Recipe
@@ -63,8 +63,8 @@ class Training:
             facts |= self.predecessor.facts
         return facts
 
-    def begin(self) -> None:
-        """Writes the recipe and ``run.json``, and prints what the run is."""
+    def start(self) -> None:
+        """Write the recipe and ``run.json``, and print what the run is."""
         recipe = self.recipe
         state = self.state
         if is_main_process():
@@ -94,8 +94,11 @@ class Training:
             say(line)
 
     def train(self, first_step: int) -> int:
-        """Runs the steps from ``first_step`` on, and returns the number of updates done: all, or fewer where patience
-        ran out. Ends in `Interrupted`, with a checkpoint, on Ctrl-C or SIGTERM."""
+        """Run the steps from ``first_step`` on, and return the number of updates done: all, or fewer if patience ran
+        out.
+
+        Ctrl-C or SIGTERM raises `Interrupted`, after a checkpoint.
+        """
         total = len(self.state.plan)
         with ExitStack() as stack:
             records = []
@@ -137,7 +140,7 @@ class Training:
         )
 
     def checkpoint(self, writer: Executor, step: int) -> None:
-        """Copies the state after ``step`` updates, which ``writer`` saves while the training goes on."""
+        """Copy the state after ``step`` updates, which ``writer`` saves while the training continues."""
         if is_main_process():
             self.wait_for_checkpoint()
             state = self.state
@@ -148,13 +151,13 @@ class Training:
             self.writing.append(saving)
 
     def wait_for_checkpoint(self) -> None:
-        """Waits until the last checkpoint is saved, and raises what went wrong."""
+        """Wait until the last checkpoint is saved, and raise the error if saving failed."""
         while self.writing:
             self.writing.pop().result()
 
     def validate(self, tracker: Tracker, step: int) -> bool:
-        """Records a validation, if there are validation rows. Returns whether it is the best so far, where that decides
-        something."""
+        """Record a validation, if there are validation rows, and return whether it is the best so far and decides the
+        result."""
         if not self.data.validation:
             return False
         selection = self.state.selection
@@ -172,7 +175,7 @@ class Training:
         return is_best
 
     def finish(self, steps: int) -> Path:
-        """Saves the result after ``steps`` updates, if anything was learned."""
+        """Save the result after ``steps`` updates, if anything was learned."""
         result = self.run.result
         if is_main_process():
             self._save_result(steps)

@@ -1,4 +1,4 @@
-"""Validations: the loss of the held-out training rows, and the accuracy of those that are asked as questions."""
+"""Validations: the loss of the held-out training rows, and the accuracy of the questions among them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,8 +26,8 @@ EFFECTIVE_QUESTIONS = "validation_effective_questions"
 
 @dataclass(frozen=True)
 class Validator:
-    """The held-out rows of a run, and the questions among them that it is asked; ``None`` for no questions.
-    ``sampler`` writes answers of some of the rows."""
+    """Held-out rows of a run, the questions among them, and a ``sampler`` that writes answers to some; ``None`` for
+    none."""
 
     rows: RowTable
     questions: ModelWithQuestions | None = None
@@ -35,12 +35,13 @@ class Validator:
 
     @property
     def question_count(self) -> int:
+        """Number of questions that each validation asks."""
         if self.questions is None:
             return 0
         return self.questions.prepared.wanted_count
 
     def remarks(self) -> list[str]:
-        """The line for the user on what is asked."""
+        """Line for the user on the questions, if there are any."""
         if self.questions is None:
             return []
         asked = counted(self.question_count, "validation question")
@@ -48,7 +49,7 @@ class Validator:
         return [f"{asked}, by protocol {protocol}, before the first step and at each validation"]
 
     def measure(self, state: TrainState) -> tuple[dict[str, float], Samples]:
-        """Validates the model of ``state`` as it is. No random number is drawn, and nothing of the training changes.
+        """Validate the model of ``state`` as it is. No random number is drawn, and nothing of the training changes.
 
         Returns:
             By their names in ``metrics.jsonl`` the mean loss over the label tokens of the rows, in nats, and the share
@@ -70,7 +71,7 @@ class Validator:
 
     @torch.no_grad()
     def loss(self, state: TrainState) -> float:
-        """The mean loss per label token of the rows."""
+        """Mean loss per label token of the rows, in nats."""
         total = torch.zeros((), device=state.accelerator.device)
         for batch in state.passes(self.rows):
             loss, _ = state.objective(state.micro_batch(batch, training=False))
@@ -79,7 +80,7 @@ class Validator:
 
 
 def in_fields(metrics: Mapping[str, float]) -> list[str]:
-    """What `Validator.measure` has found, in words."""
+    """Metrics of `Validator.measure` in words."""
     found = [f"validation_loss {format_value(metrics['validation_loss'], 'loss')}"]
     if QUESTIONS in metrics:
         accuracy = format_value(metrics["validation_accuracy"], "accuracy")
@@ -90,7 +91,7 @@ def in_fields(metrics: Mapping[str, float]) -> list[str]:
 
 
 def _answered(questions: ModelWithQuestions) -> Mean:
-    """The share of the questions answered right, by the protocol's main metric, whatever their tasks."""
+    """Share of the questions answered right, by the protocol's main metric, over all tasks together."""
     tokens = questions.model.batch_tokens
     with or_out_of_memory(
         f"out of GPU memory while validation questions are asked, in batches of {tokens:,} tokens; set a smaller"
