@@ -82,14 +82,13 @@ def test_runs_that_differ_in_the_seed_alone_are_an_arm(runs):
 
 
 def test_a_run_alone_is_compared_with_its_base(runs):
-    command = r"moslora eval \S+lora-1 --base --protocol cloze --format cloze"
-    with pytest.raises(UsageError, match=rf"lora-1: its base was not asked.*{command}"):
+    with pytest.raises(UsageError, match=r"lora-1: .*moslora eval \S+lora-1 --base"):
         load_arms([runs / "lora-1"])
     evaluated(runs / "lora-1", "cloze-cloze-float32-base", conditions=of_weights(None))
     assert names([runs / "lora-1"]) == [("base", [None]), ("lora-1", [1])]
 
 
-def test_what_is_not_there_or_not_clear_is_named(runs):
+def test_missing_and_ambiguous_evaluations_are_refused(runs):
     """Several evaluations of a run are chosen among, or else that is taken by which its recipe evaluates."""
 
     def refuse(paths, *named, evaluation=None):
@@ -97,7 +96,7 @@ def test_what_is_not_there_or_not_clear_is_named(runs):
             load_arms([runs / path for path in paths], evaluation=evaluation)
 
     refuse(["none"], "none", "no evaluated run here")
-    refuse(["lora-1", "lora-1/../lora-1"], "lora-1", "twice")
+    refuse(["lora-1", "lora-1"], "lora-1", "same recipe and seed")
     rewritten(Path(shutil.copytree(runs / "lora-2", runs / "third")), "seed=3")
     refuse(["lora-1", "lora-2", "third"], "one arm")
     shutil.rmtree(runs / "third")
@@ -119,7 +118,7 @@ def base_is(**weights):
 
 def made(seed, **how):
     """A run that was made in this way."""
-    return replace(drawn(seed), made=drawn(seed).made | how)
+    return replace(drawn(seed), training_facts=drawn(seed).training_facts | how)
 
 
 def other(**conditions):
@@ -139,14 +138,14 @@ def other(**conditions):
         (made(1, rows="all of 1"), made(2, rows="any of 2"), "rows: all of 1 in one-1, any of 2 in"),
     ],
 )
-def test_unlike_runs_are_refused_with_the_field_and_both_values(one, two, line):
+def test_refusal_names_the_field_and_both_values(one, two, line):
     """Of other rows also under other seeds, each of which chooses its own."""
     with pytest.raises(UsageError) as fault:
         refuse_mixed([arm("one", one), arm("base", base()), arm("other", two)], allowed=["seeds"])
     assert line in str(fault.value) and all("one-1" in text for text in str(fault.value).splitlines())
 
 
-def test_alike_are_a_base_in_another_folder_and_rows_chosen_by_another_seed():
+def test_moved_bases_and_rows_of_other_seeds_are_no_difference():
     moved = base_is(base="/elsewhere/snapshots/1f2e")
     refuse_mixed([arm("one", drawn(1)), arm("other", moved)])
     scales = [base_is(quantization=name) for name in ("nf4", without_double("nf4"))]
@@ -159,7 +158,7 @@ def test_alike_are_a_base_in_another_folder_and_rows_chosen_by_another_seed():
     refuse_mixed([arm("one", made(1, rows="all")), arm("other", made(2, rows="all"))])
 
 
-def test_what_may_be_meant_to_differ_is_one_line_with_one_command(runs, capsys):
+def test_refusal_of_rows_and_steps_is_a_line_with_a_command(runs, capsys):
     """As after training goes on with other rows and more steps."""
     Run(runs / "mixed-1").add_facts(steps=99, trained_rows=20, data={"sha256": "y"})
     code, _, fault = run(capsys, "compare", runs / "lora-1", runs / "mixed-1", "--outcome", "accuracy")
@@ -168,21 +167,20 @@ def test_what_may_be_meant_to_differ_is_one_line_with_one_command(runs, capsys):
     assert words == ["--allow", "rows,steps"]
     compare = ("compare", runs / "lora-1", runs / "mixed-1", "--outcome", "accuracy")
     code, said, _ = run(capsys, *compare, "--allow", "steps, rows,trained_rows,dtype")
-    assert code == 0 and "mixed-1" in said and says(said, "--allow dtype: differs in none")
+    assert code == 0 and "mixed-1" in said
     assert run(capsys, *compare, "--allow", "steps", "--allow", "trained_rows")[0] == 2, "rows.1 differs, too"
     code, _, fault = run(capsys, *compare, "--allow", "steps,rwos")
     assert code == 2 and says(fault, "rwos", "did you mean rows")
 
 
-def test_seeds_that_hold_out_other_duplicates_are_compared(runs, capsys):
+def test_seeds_with_other_numbers_of_trained_rows_are_compared(runs, capsys):
     """They train other numbers of rows, and over epochs of steps; under one seed both are those of the other arm."""
     for name, rows, steps in (("lora-1", 239, 30), ("mixed-1", 239, 30), ("lora-2", 240, 31), ("mixed-2", 240, 31)):
         rewritten(runs / name, "training.epochs=1")
         data = {"sha256": f"of {rows}", "source_sha256": "all"}
         Run(runs / name).add_facts(steps=steps, trained_rows=rows, data=data)
     compare = ("compare", runs, "--outcome", "accuracy")
-    code, said, _ = run(capsys, *compare)
-    assert code == 0 and says(said, "239 with seed 1", "240 with seed 2")
+    assert run(capsys, *compare)[0] == 0
     for changes, named in (
         ({"trained_rows": 238}, ("trained_rows.2: 240", "238")),
         ({"steps": 29, "trained_rows": 240}, ("steps.2: 31", "29")),
@@ -197,7 +195,7 @@ def test_seeds_that_hold_out_other_duplicates_are_compared(runs, capsys):
     assert code == 2 and says(fault, "steps: 1 epochs", "2 epochs")
 
 
-def test_other_versions_are_no_reason_to_refuse_but_told(capsys):
+def test_other_versions_are_noted(capsys):
     """Those that both have recorded."""
     made_with = {"torch": "2.13.0", "transformers": "5.0", "tokenizer": "a" * 64}
     changed = {**made_with, "torch": "2.14.0", "tokenizer": "b" * 64}
@@ -209,7 +207,7 @@ def test_other_versions_are_no_reason_to_refuse_but_told(capsys):
     assert not capsys.readouterr().out
 
 
-def test_where_a_checkpoint_alone_was_scored_its_scores_are_named(runs):
+def test_scores_of_a_checkpoint_alone_must_be_named(runs):
     run = Run(runs / "lora-1")
     own = run.evaluation_folder()
     of_checkpoint = own.rename(own.with_name(f"{own.name}-step-20"))
@@ -226,7 +224,7 @@ def of_weights(adapter):
 
 
 @pytest.mark.parametrize("scored", ["weights that are gone", "a checkpoint"])
-def test_scores_of_a_run_before_it_was_trained_further_are_refused(runs, trained, scored):
+def test_scores_of_earlier_weights_are_refused(runs, trained, scored):
     """A checkpoint's may be compared by its own path; with its own steps also where it is all that there is."""
     run, name = runs / "lora-1", "cloze-cloze-float32"
     for place in ("adapter", "checkpoints"):
@@ -237,7 +235,7 @@ def test_scores_of_a_run_before_it_was_trained_further_are_refused(runs, trained
     evaluated(run, f"{name}-base", conditions=of_weights(None))
     for paths in ([run], [run, runs / "mixed-1"], [run / "eval" / name, runs / "mixed-1"]):
         if of_checkpoint and paths[0] != run:
-            assert load_arms(paths)[0].runs[1].made["steps"] == "20"
+            assert load_arms(paths)[0].runs[1].training_facts["steps"] == "20"
             continue
         with pytest.raises(UsageError, match=f"{name}: .*moslora eval {run}"):
             load_arms(paths)
@@ -245,11 +243,14 @@ def test_scores_of_a_run_before_it_was_trained_further_are_refused(runs, trained
         evaluated(run, conditions=of_weights(run / "adapter"))
     if of_checkpoint:
         shutil.rmtree(run / "adapter")
-        assert load_arms([run, runs / "mixed-1"])[0].runs[1].made["steps"] == "20"
+        assert load_arms([run, runs / "mixed-1"])[0].runs[1].training_facts["steps"] == "20"
         return
     shutil.rmtree(run / "eval" / name)
     evaluated(run, conditions=of_weights(run / "adapter"))
-    assert names([run]) == [("base", [None]), ("lora-1", [1])] and load_arms([run])[1].runs[1].made["steps"] == "21"
+    assert (
+        names([run]) == [("base", [None]), ("lora-1", [1])]
+        and load_arms([run])[1].runs[1].training_facts["steps"] == "21"
+    )
 
 
 def rewritten(run, *changes):
@@ -268,7 +269,7 @@ def chosen(run, best, *, trained, rule):
 PATIENT = "training.result=best training.patience=3"
 
 
-def test_arms_that_one_rule_stopped_at_different_steps_are_compared(runs, capsys):
+def test_arms_with_one_stopping_rule_are_compared(runs, capsys):
     for rule, steps in (
         (PATIENT, [[10, 11], [12, 13]]),
         ("training.result=last training.patience=3", [[20, 21], [22, 23]]),
@@ -285,7 +286,7 @@ def test_arms_that_one_rule_stopped_at_different_steps_are_compared(runs, capsys
 @pytest.mark.parametrize(
     "rule", ["training.result=last", PATIENT.replace("3", "4"), f"{PATIENT} training.validate_every=7"]
 )
-def test_arms_of_other_rules_are_not_compared_unless_that_is_meant(runs, rule):
+def test_arms_with_different_stopping_rules_are_refused(runs, rule):
     for seed in (1, 2):
         chosen(runs / f"lora-{seed}", 10, trained=20, rule=PATIENT)
         if "patience" in rule:
@@ -311,7 +312,7 @@ def test_what_changes_a_step_makes_another_arm(runs, change, another):
     assert names([runs]) == ([("lora-1", [1]), ("lora-2", [2]), ("mixed", [1, 2])] if another else TWO)
 
 
-def test_the_micro_batches_of_a_gate_with_balance_change_its_steps(runs):
+def test_micro_batches_of_a_balanced_gate_make_another_arm(runs):
     """Also by the number of processes, each of which has passes of its own."""
     for seed in (1, 2):
         rewritten(runs / f"mixed-{seed}", "adapter.mixer={kind: token-gate, experts: 2, balance: 0.1}")
@@ -323,7 +324,7 @@ def test_the_micro_batches_of_a_gate_with_balance_change_its_steps(runs):
     assert len(load_arms([runs])) == 3
 
 
-def test_other_rows_are_another_arm_also_under_other_seeds(runs):
+def test_other_rows_make_another_arm(runs):
     """Each seed chooses among the rows, so that of two seeds only the hash of all rows says whether they are others."""
     for name in ("lora", "mixed"):
         for seed in (1, 2):

@@ -57,7 +57,7 @@ def accuracies(run):
     return np.array([np.mean(answers.outcomes["accuracy"]) for answers in run.tasks.values()])
 
 
-def test_an_outcome_compares_the_tasks_that_have_it_and_fewer_nats_are_better(capsys):
+def test_texts_and_questions_are_compared_apart(capsys):
     one = drawn(1, sizes=WIDE)
     other = drawn(2, sizes=WIDE)
     before, after = with_texts(one, more=0), with_texts(other, more=0.02)
@@ -138,7 +138,7 @@ def test_several_contrasts_are_one_family(experiment):
     assert "Equal to" not in "".join(lines(found.within(Margin(0.001))))
 
 
-def test_of_contrasts_with_one_arm_the_one_with_most_pairs_has_its_mean(experiment):
+def test_first_arms_row_is_of_the_contrast_with_most_pairs(experiment):
     write_tables(experiment, [one for one in read_tables(experiment) if one.arm != "learned" or one.seed == 2])
     named(experiment, ("init-only", "learned"), ("init-only", "lora"))
     found = compare_paths([experiment])
@@ -150,7 +150,7 @@ def test_of_contrasts_with_one_arm_the_one_with_most_pairs_has_its_mean(experime
     assert says(" ".join(lines(found)), "No difference from init-only is shown: ", "learned (one seed)")
 
 
-def test_a_contrast_whose_arms_share_no_seed_counts_and_stops_nothing():
+def test_contrast_without_shared_seeds_counts_in_the_family():
     """As their runs diverged under the other seeds. The rest of the family is judged as ever."""
     lora, same, far = seeds(3), seeds(3, rank=4), seeds(3, gain=0.1, rank=2)
     del lora[0], same[1], same[2]
@@ -164,7 +164,7 @@ def test_a_contrast_whose_arms_share_no_seed_counts_and_stops_nothing():
         compare_planned(arms(lora=lora, same=same, far=far), index, outcome="log_probability")
 
 
-def test_runs_without_a_partner_are_named():
+def test_unpaired_runs_are_named():
     """Also beside another contrast in which they have one; not where seeds pair nothing."""
     lora, other, third = seeds(3), seeds(3, gain=0.1, rank=2), seeds(3, rank=4)
     del lora[1], other[2]
@@ -177,7 +177,7 @@ def test_runs_without_a_partner_are_named():
     assert not own.left_out
 
 
-def test_contrasts_of_the_command_line_are_a_family_in_place_of_the_named(experiment):
+def test_contrasts_of_the_caller_replace_planned_ones(experiment):
     named(experiment, ("init-only", "learned"), ("init-only", "lora"))
     lost = compare_paths([experiment], contrasts=[("learned", "lora"), ("learned", "init-only")], outcome="accuracy")
     for arm, line in zip(("lora", "init-only"), lines(lost)[-2:], strict=True):
@@ -199,7 +199,7 @@ def test_one_run_against_its_base_says_nothing_of_methods():
     assert told.endswith(f"(95 %: {low:.1f} to {high:.1f}, p <.001)."), "nothing of methods"
 
 
-def test_what_is_not_shown_is_said_where_it_is_a_risk():
+def test_warnings_on_two_runs_and_few_questions():
     """Two runs for methods; a handful of questions; and neither for another program's scores."""
     two = compare_arms(arms(a=drawn(0, sizes=WIDE), b=drawn(0, sizes=WIDE, gain=0.15, rank=4)))
     assert says(said(two), "b answers", "These are two runs", "several seeds") and "Fragile" not in said(two)
@@ -213,14 +213,14 @@ def test_what_is_not_shown_is_said_where_it_is_a_risk():
 
 def of_base(run):
     """The answers, as if no training had made them."""
-    return replace(run, made={}, seed=None)
+    return replace(run, training_facts={}, seed=None)
 
 
 def accuracy_by_id(answers):
     return dict(zip(answers.ids, answers.outcomes["accuracy"], strict=True))
 
 
-def test_only_questions_of_both_are_compared_and_the_others_are_named():
+def test_shared_questions_are_compared_and_others_named():
     untrained = base(sizes={"boolq": 30, "obqa": 50, "siqa": 20})
     tuned = drawn(0, sizes={"obqa": 40, "siqa": 60, "piqa": 9})
     found = compare_arms(arms(base=untrained, tuned=tuned))
@@ -255,7 +255,7 @@ def few(right, n=6):
     return with_tasks(drawn(0), {"obqa": TaskAnswers(ids, tuple(row % 2 for row in range(n)), outcomes)})
 
 
-def test_few_questions_show_nothing_and_no_interval_leaves_what_there_can_be():
+def test_few_questions_show_nothing():
     """All six changed in one direction: McNemar's exact p is 2 / 2⁶, and of five 2 / 2⁵ > 0.05. Nothing read from them
     is a share in percent."""
     found = compare_arms(arms(a=few(0), b=few(6)))
@@ -274,7 +274,7 @@ def limited(max_length, *, cut):
     return with_tasks(one, tasks)
 
 
-def test_a_limit_that_cut_nothing_does_not_matter():
+def test_maximum_length_without_truncation_is_no_difference():
     """As of two bases with contexts of other lengths."""
     found = compare_arms(arms(a=limited(8_192, cut=0), b=limited(32_768, cut=0)))
     assert found.main is not None and found.main.effects[MACRO].difference == 0
@@ -288,7 +288,7 @@ def test_a_limit_that_cut_nothing_does_not_matter():
     assert compare_arms(arms(a=cut, b=limited(32_768, cut=0)), tasks="siqa,obqa").main is not None, "not compared"
 
 
-def test_seeds_that_have_nothing_in_common_need_no_pairs():
+def test_independent_seeds_are_not_paired():
     """Of all runs of both arms; a base is paired as ever, and so are one run and another."""
     lora = {seed: drawn(seed, sizes=WIDE, gain=0.1) for seed in (0, 1, 2)}
     other = {seed: drawn(seed, sizes=WIDE, gain=0.2, rank=4) for seed in (7, 8, 9, 10)}
@@ -332,7 +332,7 @@ def copied(run, copies, *, grouped=True):
     return with_tasks(run, tasks)
 
 
-def test_clusters_that_one_evaluation_knows_hold_for_all(capsys):
+def test_clusters_of_one_evaluation_hold_for_all(capsys):
     """As where a task has got its clusters after the first run was scored."""
     earlier = copied(drawn(0), 3, grouped=False)
     later = copied(drawn(1), 3)

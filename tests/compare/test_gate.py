@@ -62,7 +62,7 @@ def test_p_of_a_loss_is_that_of_a_one_sided_paired_t_test(outcome, better):
     assert p_worse(found, Margin(0.2, of_gain=True)) == 1, "the gain is not known"
 
 
-def test_the_exit_code_says_whether_what_is_required_is_concluded(logs, capsys):
+def test_exit_code_says_whether_the_requirement_is_concluded(logs, capsys):
     """not-worse: from the margin on that the 95 % interval excludes."""
     draw = np.random.default_rng(1)
     a = (draw.uniform(size=400) < 0.7).astype(int)
@@ -101,7 +101,7 @@ def test_the_exit_code_says_whether_what_is_required_is_concluded(logs, capsys):
     assert found["worse"]["n"] == 400 and found["worse"]["outcome"] == "score" and found["worse"]["p"] < 0.001
 
 
-def test_what_one_side_lacks_is_no_ground_for_a_conclusion(logs, capsys):
+def test_too_few_shared_questions_are_refused(logs, capsys):
     scores = np.arange(400) % 2
     logs(a=scores, short=scores[:10], most=scores[:361])
     compare = ("compare", "a.csv")
@@ -137,7 +137,7 @@ def test_a_gate_needs_one_contrast_a_direction_and_a_margin(logs, capsys):
     assert code == 2 and says(error, "--better", "score")
 
 
-def test_the_step_of_ci_needs_the_packages_that_it_installs(logs):
+def test_ci_step_of_the_page_installs_what_it_needs(logs):
     """Every other dependency is hidden, and so is all that is not installed with these."""
     (line,) = re.findall(r"pip install (filelock .*?) +#", (ROOT / "docs" / "comparing.md").read_text(encoding="utf-8"))
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]

@@ -100,7 +100,7 @@ def answering(share):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["eval", "json"])
-def test_what_inspect_asked_its_mock_model_is_compared(tmp_path, monkeypatch, suffix):
+def test_logs_that_inspect_writes_are_compared(tmp_path, monkeypatch, suffix):
     """Against the accuracies in the logs, which are Inspect's own, over three epochs and of two scorers."""
 
     async def words(_, text):
@@ -173,7 +173,7 @@ def test_scores_are_letters_numbers_and_tables(tmp_path):
         compare_paths([written(tmp_path / f"{n}.eval", letters(n, 0.5), scorers=("match", "includes")) for n in (0, 1)])
 
 
-def test_a_side_is_a_model_in_a_folder_or_a_file_that_is_named(tmp_path):
+def test_evaluation_is_a_model_in_a_folder_or_a_named_file(tmp_path):
     y = {name: letters(seed, 0.5) for seed, name in enumerate(("a", "b"))}
     for name, scores in y.items():
         for task in ("sums", "words"):
@@ -222,7 +222,7 @@ def test_samples_without_a_score_are_counted(tmp_path, capsys):
     assert code == 2 and says(error, "none.eval", "no questions")
 
 
-def test_what_is_no_log_of_inspect_is_refused_in_a_line(tmp_path, monkeypatch, capsys):
+def test_files_that_are_no_inspect_logs_are_refused(tmp_path, monkeypatch, capsys):
     good = written(tmp_path / "good.eval", letters(0, 0.5))
     for name, content in (("cut.eval", good.read_bytes()[:900]), ("text.json", b"hello"), ("rows.json", b'{"id": 1}')):
         (tmp_path / name).write_bytes(content)

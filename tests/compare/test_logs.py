@@ -152,7 +152,7 @@ def test_logs_that_lm_eval_writes_are_compared_question_by_question(sides):
     assert any(differences) and table.effects[MACRO].difference == pytest.approx(np.mean(differences))
 
 
-def test_a_side_is_a_folder_and_seeds_are_read_from_names(tmp_path, monkeypatch):
+def test_evaluation_is_a_folder_and_its_name_has_the_seed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for arm, share in (("lora", 0.4), ("mixed", 0.7)):
         for seed in (1, 2, 10):
@@ -180,10 +180,8 @@ def test_a_side_is_a_folder_and_seeds_are_read_from_names(tmp_path, monkeypatch)
             ["lora-seed1/500", "lora-seed2/500", "mixed-seed1/500", "mixed-seed2/500"],
             {"lora": [1, 2], "mixed": [1, 2]},
         ),
-        (["lora-seed1/500", "lora-seed1/900"], {"500": [1], "900": [1]}),
         (["base/500", "lora_seed1/500", "lora_seed2/500"], {"base": [None], "lora": [1, 2]}),
         (["2023/lora", "2024/lora", "2025/lora"], {"2023": [None], "2024": [None], "2025": [None]}),
-        (["llama-7b", "llama-13b"], {"llama-7b": [None], "llama-13b": [None]}),
         (["lora-s2/seed=1", "lora-s2/seed=3", "lora-s4/seed=1"], {"lora-s2": [1, 3], "lora-s4": [1]}),
     ],
 )
@@ -197,7 +195,7 @@ def test_which_number_of_a_path_is_a_seed(tmp_path, monkeypatch, paths, arms):
     assert found == arms
 
 
-def test_the_metric_is_the_natural_one_or_chosen(tmp_path):
+def test_default_and_chosen_metric(tmp_path):
     y = right(0, 0.5)
 
     def metric(outcome=None, **logs):
@@ -222,7 +220,7 @@ def test_the_metric_is_the_natural_one_or_chosen(tmp_path):
         metric(boolq=strange, arc=strange)
 
 
-def test_of_several_filters_one_is_chosen_as_in_lm_evals_results(tmp_path):
+def test_filters_are_named_as_in_lm_evals_results(tmp_path):
     y = {"strict-match": right(0, 0.3), "flexible-extract": right(1, 0.8), None: right(2, 0.5)}
     for side in "ab":
         texts = []
@@ -239,7 +237,7 @@ def test_of_several_filters_one_is_chosen_as_in_lm_evals_results(tmp_path):
         assert compare_paths(sides, outcome=f"exact_match,{name}").main.means["gsm8k"] == (np.mean(scores),) * 2
 
 
-def test_the_filter_that_all_logs_have_is_compared(tmp_path):
+def test_common_filter_is_compared(tmp_path):
     y = {"strict-match": right(0, 0.3), "flexible-extract": right(1, 0.8)}
     sides = [tmp_path / "a", tmp_path / "b"]
     for side, names in zip(sides, (y, ["flexible-extract"]), strict=True):
@@ -254,15 +252,8 @@ def test_the_filter_that_all_logs_have_is_compared(tmp_path):
     assert found.outcome.name == "exact_match" and found.main.means["gsm8k"] == (np.mean(y["flexible-extract"]),) * 2
 
 
-def test_a_log_whose_run_has_no_partner_is_named(tmp_path):
-    for arm, numbers in (("lora", (0, 2)), ("mixed", (0, 1))):
-        for seed in numbers:
-            written(tmp_path / arm / f"seed{seed}", "arc", right(seed, 0.5))
-    assert says("\n".join(lines(compare_paths([tmp_path]))), "lora with seed 2, mixed with seed 1")
-
-
 @pytest.mark.parametrize(("most", "refused"), [(100, True), (62.5, True), (1, False), (5, False)])
-def test_scores_of_another_range_are_refused_with_both(tmp_path, most, refused):
+def test_scores_in_different_units_are_refused(tmp_path, most, refused):
     y = right(0, 0.5)
     logs = [table_of(tmp_path / "a.csv", y), table_of(tmp_path / "b.csv", [most * score for score in y])]
     if refused:
@@ -272,15 +263,13 @@ def test_scores_of_another_range_are_refused_with_both(tmp_path, most, refused):
         assert compare_paths(logs).outcome.name == "score"
 
 
-def test_the_right_option_is_known_if_lm_evals_acc_agrees(tmp_path):
+def test_right_option_counts_if_lm_evals_acc_agrees(tmp_path):
     """Its index, or its text once; the first of equals is chosen, as by numpy."""
     equal = [["-1.0", "False"]] * 2
     cases = {
         "text": ({"target": " a"}, True),
         "both": ({"target": "a", "arguments": {"0": {"arg_1": " a"}, "1": {"arg_1": " a"}}}, False),
         "other": ({"target": "1"}, False),
-        "several": ({"target": "[0, 1]"}, False),
-        "beyond": ({"target": "2"}, False),
         "equal": ({"filtered_resps": equal, "acc": 1}, True),
         "equal, second": ({"filtered_resps": equal, "acc": 0}, False),
         "mutual information": ({"metrics": ["acc", "acc_mutual_info"], "acc_mutual_info": 1}, False),
@@ -291,7 +280,7 @@ def test_the_right_option_is_known_if_lm_evals_acc_agrees(tmp_path):
         assert ("log_probability_summed" in one.outcomes, bool(other.gold)) == (known, known), name
 
 
-def test_log_probability_of_a_log_is_per_character_where_acc_norm_agrees(tmp_path):
+def test_log_probability_per_character_counts_if_acc_norm_agrees(tmp_path):
     """As in runs under cloze. The right option is the likeliest per character, and not in all."""
     agreeing = {
         "arguments": {"0": {"arg_1": " abcde"}, "1": {"arg_1": " ab"}},
@@ -304,7 +293,7 @@ def test_log_probability_of_a_log_is_per_character_where_acc_norm_agrees(tmp_pat
         assert ("log_probability" in load_arms(logs)[0].runs[None].tasks["arc"].outcomes) == known
 
 
-def test_other_questions_and_prompts_are_refused_with_what_differs(tmp_path, capsys):
+def test_other_hashes_are_refused_and_named(tmp_path, capsys):
     y = right(0, 0.5, 12)
     one = written(tmp_path / "a", "arc", y)
     for name, allowed in (("doc", 2), ("target", 2), ("prompt", 0)):
@@ -339,13 +328,13 @@ def test_tables_have_tasks_and_any_spelling_of_right(tmp_path):
         ("id,right\nq1,1\n", "row 1: .*score"),
         ("id,score\nq1,1\nq2,yes\n", "row 2: .*'yes'"),
         ("id,score\nq1,1\nq1,0\n", "row 2: question q1 of questions appears twice"),
-        ("id,score\nq1,1\nq2,nan\n", "score is not finite"),
+        ("id,score\nq1,1\nq2,nan\n", "score .*not finite"),
         ("id,score\nq1,1\n", "two questions"),
         ('{"id": 1, "score": 1}\n{"id": 2', "row 2: "),
         ('{"doc_id": 1, "acc": 1}', "row 1: .*'metrics'; "),
     ],
 )
-def test_a_file_that_is_no_log_is_refused_in_a_line(tmp_path, text, named):
+def test_files_that_are_no_logs_are_refused(tmp_path, text, named):
     bad = tmp_path / ("bad.jsonl" if text.startswith("{") else "bad.csv")
     bad.write_text(text)
     with pytest.raises(UsageError, match=named) as fault:
@@ -355,25 +344,20 @@ def test_a_file_that_is_no_log_is_refused_in_a_line(tmp_path, text, named):
 
 def test_a_log_is_compared_with_another_log(tmp_path, trained):
     log = written(tmp_path / "a", "arc", right(0, 0.5))
-    (tmp_path / "link.jsonl").symlink_to(log)
     later = log.with_name(log.name.replace("2026-01", "2026-02"))
     later.write_bytes(log.read_bytes())
-    of_floats, of_integers = tmp_path / "f.csv", tmp_path / "i.csv"
-    of_floats.write_text("id,score\n1.0,1\n2.0,0\n")
-    of_integers.write_text("id,score\n1,1\n2,0\n")
     for paths, *named in (
         ([log, trained], trained, "not a log"),
         ([log, tmp_path / "none.csv"], "none.csv", "not a log"),
-        ([log, tmp_path / "link.jsonl"], log.name, "twice"),
+        ([log, log], log.name, "appears twice"),
         ([tmp_path / "a", log], later.name, "question 0 of arc appears twice"),
         ([log, written(tmp_path / "c", "piqa", [0, 1])], "no question in common"),
-        ([of_floats, of_integers], "f.csv", "1.0", "i.csv", "1", "no question in common"),
     ):
         with pytest.raises(UsageError, match=in_order(*named)):
             compare_paths(paths)
 
 
-def test_questions_of_logs_are_grouped_by_a_path_into_a_row_or_by_their_text(tmp_path, capsys):
+def test_questions_are_grouped_by_a_column_or_their_text(tmp_path, capsys):
     """Equal ones are a cluster where the log has their text: lm-eval's requests, or a table's column."""
     texts = {
         "doc": lambda row: {"question": f"q{row}", "passage": f"Text {row // 3}"},
@@ -399,7 +383,7 @@ def test_questions_of_logs_are_grouped_by_a_path_into_a_row_or_by_their_text(tmp
         assert code == 2 and says(error, f"--cluster {nothing}") and error.count("\n") == 1
 
 
-def test_of_an_unknown_score_only_the_margin_that_is_given_makes_two_equal(tmp_path):
+def test_unknown_score_needs_a_margin_for_equality(tmp_path):
     unknown = [table_of(tmp_path / f"{name}.csv", [4, 9, score, 7]) for name, score in (("x", 5), ("y", 6))]
     found = compare_paths(unknown)
     assert "equal" not in "".join(lines(found))

@@ -30,7 +30,7 @@ def test_holm_is_statsmodels(seed):
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
 
 
-def test_of_one_task_and_one_seed_it_is_scipys_t_test():
+def test_one_task_and_one_seed_is_scipys_t_test():
     d = np.random.default_rng(0).normal(0.1, 1, 70)
     effect = effects({"obqa": d[None]}, binary=False)["obqa"]
     expected = stats.ttest_1samp(d, 0)
@@ -40,7 +40,7 @@ def test_of_one_task_and_one_seed_it_is_scipys_t_test():
     assert effect.distribution.standard_error == pytest.approx(stats.sem(d))
 
 
-def test_of_right_and_wrong_answers_it_is_bonett_and_prices_error():
+def test_error_of_accuracy_is_bonett_and_prices():
     """statpsych's example: 12 both wrong, 4 and 26 discordant, 6 both right; their 0.09448809 has no C / (C − 1)."""
     d = np.repeat([-1.0, 0.0, 1.0], [4, 18, 26])
     effect = effects({"obqa": d[None]}, binary=True)["obqa"]
@@ -111,23 +111,11 @@ def test_variances_are_those_of_loops(codes):
     assert of_one.questions.variance == pytest.approx(questions)
 
 
-def test_alike_answers_to_few_questions_do_not_make_two_models_equal():
+def test_equal_answers_to_few_questions_are_no_equality():
     few = effects({"obqa": np.zeros((1, 20))}, binary=True)[MACRO]
     many = effects({"obqa": np.zeros((1, 3000))}, binary=True)[MACRO]
     assert few.distribution.beyond(0.005) > LEVEL >= many.distribution.beyond(0.005)
     assert few.interval[0] < -0.05 and not few.is_shown
-
-
-@pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize("margin", [0.2, 0.5, 1.0])
-def test_equivalence_is_statsmodels_two_one_sided_tests(margin, seed):
-    weightstats = pytest.importorskip("statsmodels.stats.weightstats")
-    shifts = np.random.default_rng(seed).normal(0.1, 0.4, 6)
-    effect = effects({"obqa": np.tile(shifts[:, None], 40)}, binary=False)[MACRO]
-    p = weightstats.DescrStatsW(shifts).ttost_mean(-margin, margin)[0]
-    assert (effect.distribution.beyond(margin) <= LEVEL) == (p < 0.05) and effect.distribution.beyond(
-        margin
-    ) == pytest.approx(p)
 
 
 def family(contrasts, *, margin, count):
@@ -157,7 +145,7 @@ def test_a_family_is_statsmodels_holm_over_scipys_t_tests(seeds, count):
         assert interval == pytest.approx(test.confidence_interval(1 - 0.05 / count))
 
 
-def test_a_family_of_single_runs_is_of_their_questions():
+def test_family_of_single_runs_is_over_questions():
     """Without any difference nothing divides by 0."""
     d = np.random.default_rng(0).normal(0.1, 1, (1, 300))
     (interval, _, p), same = family(
@@ -169,7 +157,7 @@ def test_a_family_of_single_runs_is_of_their_questions():
     assert same == (pytest.approx((0.0, 0.0)), 0.0, 1.0)
 
 
-def test_one_seed_among_several_is_as_if_it_had_no_runs():
+def test_single_seed_among_several_has_p_one():
     draws = np.random.default_rng(1).normal(0.1, 0.1, (2, 6))
     several = [effects({"obqa": np.tile(x[:, None], 40)}, binary=False)[MACRO] for x in draws]
     lone = effects({"obqa": np.random.default_rng(0).normal(5, 1, (1, 300))}, binary=False)[MACRO]
@@ -188,7 +176,7 @@ def test_a_question_under_six_seeds_is_not_six_questions():
     assert rest.distribution.standard_error == pytest.approx(1 / np.sqrt(1200), rel=0.35)
 
 
-def test_arms_that_are_not_paired_are_welchs():
+def test_unpaired_arms_are_welchs():
     """By scipy where only seeds vary, and where only questions do; the order of an arm's seeds does not matter."""
     draw = np.random.default_rng(5)
     before = draw.normal(0, 1, (3, 1))
@@ -205,8 +193,8 @@ def test_arms_that_are_not_paired_are_welchs():
     assert found.p == pytest.approx(stats.ttest_1samp(tastes, 0).pvalue, rel=1e-6), "questions are paired"
 
 
-def test_components_of_arms_that_are_not_paired_add_up():
-    """Variances of two arms, by loops in float64; and a thousand studies in which nothing differs."""
+def test_components_of_unpaired_arms_add_up():
+    """Variances of two arms, by loops in float64."""
     draw = np.random.default_rng(6)
     before = {}
     after = {}
@@ -231,10 +219,3 @@ def test_components_of_arms_that_are_not_paired_add_up():
     )
     backwards = effects_unpaired({task: x[::-1] for task, x in before.items()}, after, binary=False)[MACRO]
     assert backwards.interval == pytest.approx(found.interval)
-    wrong = 0
-    for _ in range(1000):
-        tastes = draw.normal(0, 0.05, (2, 40))
-        one = tastes[0] + draw.normal(0, 0.1, (3, 1)) + draw.normal(0, 0.3, (3, 40))
-        other = tastes[1] + draw.normal(0, 0.02, (4, 1)) + draw.normal(0, 0.3, (4, 40))
-        wrong += effects_unpaired({"obqa": one}, {"obqa": other}, binary=False)[MACRO].is_shown
-    assert wrong <= 75

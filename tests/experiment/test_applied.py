@@ -59,7 +59,7 @@ def here(applied, tmp_path, monkeypatch):
     return folder
 
 
-def test_its_runs_are_the_other_arms_at_that_strength(here):
+def test_applied_arm_has_the_other_arms_adapters_at_its_strength(here):
     """B is half as large; at strength 1 all is the other arm's, and the loss the one that its training measured."""
     for seed in (0, 1):
         runs = {arm: Run(Path(f"runs/e/runs/{arm}-0.03-{seed}")) for arm in ("lora", "half", "whole", "chosen")}
@@ -79,7 +79,7 @@ def test_its_runs_are_the_other_arms_at_that_strength(here):
         assert chosen.facts["strength"]["run"] == lora.name
 
 
-def test_it_is_compared_shown_and_packed_like_any_arm(here, capsys):
+def test_applied_arm_is_compared_shown_and_packed(here, capsys):
     code, said, errors = run(capsys, "experiment", "e.yaml", "--table")
     assert code == 0 and says(said, "strength", "half", "0.5", "8 of 8 runs are scored"), errors
     for outcome in ("log_probability", "validation_loss"):
@@ -94,11 +94,11 @@ def test_it_is_compared_shown_and_packed_like_any_arm(here, capsys):
     assert index is not None and index.card is not None and index.card.arms["half"].of == "lora"
     assert list(study("e.yaml", Path("packed")).tables()) == list(study("e.yaml").tables())
     replace(Path("e.yaml"), "strength: 0.5", "strength: 0.6")
-    others = study("e.yaml", Path("packed")).others()
+    others = study("e.yaml", Path("packed")).mismatches()
     assert any(says(line, "half-0.03-0", "strength was 0.5, is 0.6") for line in others)
 
 
-def test_it_waits_for_the_arm_that_it_names_and_is_not_made_twice(here, monkeypatch):
+def test_applied_arm_is_written_once_after_its_source(here, monkeypatch):
     for path in Path("runs/e/runs").glob("*-1"):
         shutil.rmtree(path)
     done = []
@@ -114,7 +114,7 @@ def test_it_waits_for_the_arm_that_it_names_and_is_not_made_twice(here, monkeypa
         study("e.yaml").run()
 
 
-def test_another_strength_or_a_half_written_run_does_not_count(here, monkeypatch):
+def test_other_strengths_and_unfinished_runs_do_not_count(here, monkeypatch):
     replace(Path("e.yaml"), "strength: 0.5", "strength: 0.6")
     with pytest.raises(UsageError, match=r"half-0.03-0.*strength was 0\.5, is 0\.6"):
         study("e.yaml").run()
@@ -131,7 +131,7 @@ def test_another_strength_or_a_half_written_run_does_not_count(here, monkeypatch
     assert Run(Path("runs/e/runs/half-0.03-0")).facts["strength"]["value"] == 0.6
 
 
-def test_what_diverged_has_no_strength(here, monkeypatch):
+def test_applied_arm_of_a_diverged_run_diverged(here, monkeypatch):
     shutil.rmtree("runs/e")
 
     def diverges(arguments, *, out, **_):

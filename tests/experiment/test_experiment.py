@@ -132,21 +132,9 @@ SEARCH = "rate_seeds: [7, 8]"
 
 
 @pytest.mark.slow
-def test_training_in_processes_tells_a_loss_that_is_not_finite_from_other_faults(world, tmp_path):
+def test_divergence_in_processes_has_its_own_error(world, tmp_path):
     with pytest.raises(Diverged):
         train_in_processes([str(world / "recipe.yaml"), "training.learning_rate=1e38"], out=tmp_path, processes=1)
-
-
-@pytest.mark.slow
-def test_an_experiment_of_one_row_a_step_runs_on_any_number_of_cores(write, capfd, monkeypatch):
-    """In processes of its own, as a user starts it."""
-    monkeypatch.setattr(one_run, "train_in_processes", train_in_processes)
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    file = write(old="max_steps: 4", new="max_steps: 1, warmup_steps: 0, global_batch_size: 1")
-    replace_text(Path(file), "seeds: [0, 1]", "seeds: [0]")
-    code, said, errors = run(capfd, "experiment", file, "lora")
-    assert code == 0 and "1 of 1 runs are scored" in said, errors
 
 
 @pytest.mark.slow
@@ -207,7 +195,7 @@ def test_results_of_another_recipe_do_not_count(write, finished, change, message
     assert results(Path("runs/e")) == results(finished)
     assert any(says(line, "note: ", message) for line in study("e.yaml").closing())
     printing = write(old="checkpoint_every: 1", new="checkpoint_every: 3, log_every: 1")
-    assert not study(printing).others(), "what only prints or saves may change"
+    assert not study(printing).mismatches(), "what only prints or saves may change"
 
 
 def test_the_table_needs_neither_base_nor_rows(write, finished, monkeypatch, capsys):
@@ -256,7 +244,7 @@ def test_a_lost_predecessor_leaves_its_arm_out_and_the_others_go_on(write, train
     assert code == 2 and says(errors, "no such run", "remove it"), errors
 
 
-def test_the_choice_of_a_rate_does_not_depend_on_the_questions(write):
+def test_search_ignores_changes_of_the_questions(write):
     loaded = load_experiment(write(rates="[1e-4, 3e-2]", search=SEARCH))
     search, scored = loaded.rate_runs(("lora",))[0], loaded.planned([("lora", 1e-4)], scored=True)[0]
     for one in (search, scored):
@@ -272,7 +260,7 @@ def test_the_choice_of_a_rate_does_not_depend_on_the_questions(write):
         assert not provenance.changes(one, one.recipe, made_with, any_code=True)
 
 
-def test_rows_of_ones_own_are_the_same_from_every_folder(world, tmp_path, monkeypatch):
+def test_own_rows_are_identified_by_content(world, tmp_path, monkeypatch):
     """A run names them by their whole path; their content decides."""
     rows = [json.dumps({"q": f"which {n}?", "a": n % 2}) + "\n" for n in range(9)]
     (tmp_path / "rows.jsonl").write_text("".join(rows))
@@ -337,7 +325,7 @@ def test_an_experiment_trains_on_some_sets_and_asks_others(write, capsys):
     assert code == 0 and "nats per byte" in said and "obqa" not in said, errors
 
 
-def test_what_a_run_was_asked_besides_changes_neither_table_nor_comparison(write, finished):
+def test_answers_beyond_the_plan_change_nothing(write, finished):
     shutil.copytree(finished, "runs/e")
     file = write()
 
@@ -351,16 +339,7 @@ def test_what_a_run_was_asked_besides_changes_neither_table_nor_comparison(write
         assert told() == before
 
 
-def test_a_run_begun_with_another_recipe_is_not_resumed(write, monkeypatch):
-    with monkeypatch.context() as patch:
-        interrupt(patch, loop, "accumulate", after=1)
-        with pytest.raises(Interrupted):
-            study(write()).run()
-    with pytest.raises(UsageError, match=r"lora-0.03-0: training.max_steps was 4, is 3"):
-        study(write(old="max_steps: 4", new="max_steps: 3")).run()
-
-
-def test_the_code_that_makes_numbers_of_a_recipe_counts():
+def test_code_hash_covers_what_computes_numbers():
     """As the steps of a warm-up, and which questions are asked by default."""
     for method in (TrainingSection.warmup, AdapterOptions, StepPlan, rate_factor):
         assert Path(inspect.getfile(method)) in source_files(provenance.CODE)

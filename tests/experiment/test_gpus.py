@@ -34,7 +34,7 @@ class AtOnce:
 
 
 @pytest.mark.parametrize(("visible", "expected"), [(None, {"0", "1", "2"}), ("4,GPU-ab,7,9", {"4", "GPU-ab", "7"})])
-def test_as_many_runs_at_once_as_gpus_each_on_its_own(monkeypatch, visible, expected):
+def test_each_gpu_has_a_run_at_a_time(monkeypatch, visible, expected):
     monkeypatch.delenv(VISIBLE, raising=False)
     if visible:
         monkeypatch.setenv(VISIBLE, visible)

@@ -44,7 +44,7 @@ class InTheMiddle(threading.Thread):
 
 
 @pytest.mark.slow
-def test_stopped_and_with_a_worker_killed_it_gives_the_bytes_of_one_run_here(world, tmp_path, monkeypatch):
+def test_bytes_are_those_of_local_runs_after_a_stop_and_a_kill(world, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     alone = two_runs(world, steps=12)
     monkeypatch.setattr(module, "worker_processes", lambda training: 1)

@@ -18,7 +18,7 @@ from moslora.errors import UsageError
 from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
 from moslora.experiment import one_run
-from moslora.experiment.one_run import made_with
+from moslora.experiment.one_run import recorded_provenance
 from moslora.experiment.pack import pack_runs
 from moslora.runs.run import Run
 
@@ -57,7 +57,7 @@ def test_the_tables_say_what_the_runs_say(here, capsys):
     index = read_index(Path("packed"))
     assert index is not None and index.card is not None and index.runs == ()
     for arm, card in index.card.arms.items():
-        assert card.made_with == (made_with(Run(Path(f"runs/e/runs/{arm}-0.03-0"))),)
+        assert card.made_with == (recorded_provenance(Run(Path(f"runs/e/runs/{arm}-0.03-0"))),)
 
 
 def test_an_experiment_goes_on_from_its_tables(here, capsys):
@@ -117,7 +117,7 @@ def test_another_recipe_or_other_code_is_refused(here, capsys, monkeypatch):
     assert code == 0 and "4 of 4 runs are scored" in said, errors
 
 
-def test_what_is_not_done_is_left_out_and_an_experiment_without_runs_is_not_packed(here):
+def test_unfinished_runs_are_not_packed(here):
     Run(Path("runs/e/runs/lora-0.03-1")).add_facts(experiment={"state": "begun"})
     told = list(pack_runs(study("e.yaml"), Path("packed")))
     assert "3 runs" in told[0]

@@ -22,7 +22,7 @@ def smallest(distribution, level=LEVEL):
 
 
 @pytest.mark.parametrize("seeds", [3, 4, 6, 20])
-def test_where_seeds_are_all_it_is_that_of_a_t_test(seeds):
+def test_power_over_seeds_is_that_of_a_t_test(seeds):
     of_seeds = Components(seed=0.7**2, question=0.0, both=0.0, questions=10, degrees=999.0)
     t = stats.t(seeds - 1)
     expected = (t.isf(LEVEL / 2) + t.isf(1 - POWER)) * 0.7 / seeds**0.5
@@ -73,7 +73,7 @@ def test_four_of_five_studies_show_what_is_promised():
     assert np.mean(shown) == pytest.approx(POWER, abs=0.045)
 
 
-def test_with_as_many_seeds_and_questions_it_is_what_compare_calls_detectable():
+def test_power_at_the_experiments_size_is_compares_detectable_difference():
     effect = effects({"all": drawn(np.random.default_rng(2), 6, 200)}, binary=False)[MACRO]
     components = Components.of(effect.distribution, questions=200)
     assert components.seed > 0 and components.question > 0
@@ -92,14 +92,14 @@ def test_contrasts_share_the_level_also_without_runs(tmp_path):
     assert of_six[3] == f"{smallest(distribution, LEVEL / 2):.4f}"
 
 
-def test_what_no_power_is_known_of_is_refused_in_a_line(tmp_path, capsys):
+def test_power_needs_two_seeds(tmp_path, capsys):
     write_experiment(tmp_path, drawn_arms({"a": 0.0, "b": 0.05}, seeds=1), contrasts=[("a", "b")])
     for arguments, message in (((tmp_path,), "has two seeds"), ((ABLATION, "lora"), "alone")):
         code, said, errors = run(capsys, "experiment", *arguments, "--power")
         assert code == 2 and message in errors and errors.count("\n") == 1, (arguments, said)
 
 
-def test_where_questions_are_all_it_is_that_of_a_normal_test():
+def test_power_over_questions_is_that_of_a_normal_test():
     of_questions = Components(seed=0.0, question=0.36, both=0.0, questions=100, degrees=1e7)
     z = stats.norm.isf
     expected = 0.3 * (z(LEVEL / 2) + z(1 - POWER))

@@ -52,7 +52,7 @@ def test_a_run_is_reproduced_bit_for_bit(run, capfd, monkeypatch):
 
 
 @pytest.mark.parametrize(("share", "code"), [(1e-3, 0), (0.1, 1)])
-def test_weights_that_differ_are_told(run, tmp_path, share, code):
+def test_verdict_names_the_distance(run, tmp_path, share, code):
     other = shutil.copytree(run, tmp_path / "other")
     moved(other, share)
     start = start_of(Run(run).recipe)
@@ -99,7 +99,7 @@ def test_shuffled_rows_are_found(world, tmp_path):
     assert relative_distance(before, after, start=nothing) < TOLERANCE, "of ‖θ‖ it would pass"
 
 
-def test_what_trains_other_rows_is_refused_before_it_trains(run):
+def test_other_rows_are_refused_before_training(run):
     facts = Run(run).facts["data"]
     Run(run).add_facts(data={"sha256": "0" * 64})
     with pytest.raises(MosloraError, match="not reproduced: the training rows"):

@@ -87,7 +87,7 @@ def test_the_folded_start_is_the_mixer_of_the_learned_arm_times_the_shared_a(pla
         torch.testing.assert_close(folded.start[name][0], learned.mixers[name] @ a, rtol=1e-6, atol=1e-7)
 
 
-def test_another_seed_shares_none_of_it(plain, module_recipe):
+def test_other_seeds_share_no_draws(plain, module_recipe):
     other = Watched(module_recipe(*ARMS["lora"], "seed=4"))
     assert other.rows != plain.rows
     assert not any(other.start[name][0].equal(a) for name, (a, _) in plain.start.items())

@@ -11,7 +11,7 @@ from recipe_kit import METHODS, ROOT
 
 
 @pytest.mark.parametrize("name", [name for name, _ in list_recipes("experiment")])
-def test_it_loads_and_holds_rows_out(name):
+def test_experiment_loads_and_holds_rows_out(name):
     experiment = load_experiment(name)
     assert experiment.name == name and len(experiment.file.seeds) >= 4
     assert all(recipe.data.validation_rows > 0 for recipe in experiment.recipes.values())

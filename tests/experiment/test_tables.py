@@ -59,7 +59,7 @@ def test_a_gain_is_of_the_same_questions_or_unknown():
 
 
 @pytest.mark.parametrize("margin", ["20%", "0.005", None])
-def test_a_margin_of_the_file_is_in_the_index_and_without_one_there_is_no_such_key(tmp_path, margin):
+def test_index_has_a_margin_only_if_the_file_has(tmp_path, margin):
     text = find_recipe("article", kind="experiment").read_text(encoding="utf-8")
     file = tmp_path / "e.yaml"
     file.write_text(text + (f"\nmargin: {margin}\n" if margin else ""))

@@ -48,9 +48,9 @@ def drawn(
             tuple(gold.tolist()),
             {"accuracy": tuple(right.astype(float).tolist()), "log_probability": tuple(log_probability.tolist())},
         )
-    made = {"data.rows": "100", "trained_rows": "100", "steps": "50", f"rows.{seed}": f"rows of {seed}"}
+    facts = {"data.rows": "100", "trained_rows": "100", "steps": "50", f"rows.{seed}": f"rows of {seed}"}
     path = Path(f"run-{seed}")
-    return ComparedRun(Evaluation(path, conditions, tasks), path, name=f"run-{seed}", seed=seed, made=made)
+    return ComparedRun(Evaluation(path, conditions, tasks), path, name=f"run-{seed}", seed=seed, training_facts=facts)
 
 
 def with_evaluation(run: ComparedRun, **changes: Any) -> ComparedRun:
@@ -76,7 +76,7 @@ def answered_as(run: ComparedRun, **weights: Any) -> ComparedRun:
 
 def base(**changes: Any) -> ComparedRun:
     """The model before training."""
-    return replace(answered_as(drawn(99, **changes), adapter=None), made={}, seed=None)
+    return replace(answered_as(drawn(99, **changes), adapter=None), training_facts={}, seed=None)
 
 
 def row(arm: str, run: ComparedRun, *, rate: float = 1e-3, **facts: Any) -> FinishedRun:

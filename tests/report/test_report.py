@@ -148,7 +148,7 @@ def test_gain_is_shown_against_forgetting_where_runs_were_asked_texts(evaluated,
 
 @pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("asked", ["one task of three", "another task"])
-def test_averages_side_by_side_are_of_the_same_questions(evaluated, tmp_path, asked):
+def test_averages_of_run_and_base_are_over_the_same_questions(evaluated, tmp_path, asked):
     run = shutil.copytree(evaluated, tmp_path / "run")
     shutil.rmtree(next(run.glob("eval/*-base")))
     base, _ = evaluate_target(open_target(str(run), base=True), tasks="obqa", limit=12)
@@ -199,7 +199,7 @@ def comparisons(*paths):
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_runs_of_unlike_tasks_are_compared_on_those_that_both_answered(evaluated, other, tmp_path):
+def test_runs_of_different_tasks_are_compared_on_shared_tasks(evaluated, other, tmp_path):
     """Each with its base on all of its own, and each other on what both have: no row of different questions."""
     runs = [asked(evaluated, tmp_path / "one", "boolq", "obqa"), asked(other, tmp_path / "two", "arc_easy", "obqa")]
     compared = {one.title: [[*contrast.y] for contrast in one.contrasts] for one in comparisons(*runs)}
@@ -209,12 +209,6 @@ def test_runs_of_unlike_tasks_are_compared_on_those_that_both_answered(evaluated
         "Against the base of two": [["arc_easy", "obqa"]],
     }
     apart = [asked(evaluated, tmp_path / "three", "boolq"), asked(other, tmp_path / "four", "arc_easy")]
-    several = {one.title: [[*contrast.y] for contrast in one.contrasts] for one in comparisons(*runs, *apart)}
-    assert {title: tasks for title, tasks in several.items() if "base" not in title} == {
-        "Against each other: two, on obqa": [["obqa"]],
-        "Against each other: three, on boolq": [["boolq"]],
-        "Against each other: four, on nothing": [],
-    }
     each_other, *bases = comparisons(*apart)
     (line,) = each_other.verdicts
     assert says(line, "not compared", "no question in common") and all(one.contrasts for one in bases)
@@ -233,7 +227,7 @@ def test_runs_of_unlike_tasks_are_compared_on_those_that_both_answered(evaluated
         ("the base is gone", "training-loss", "The mixer M"),
     ],
 )
-def test_a_run_is_shown_as_far_as_it_got(evaluated, tmp_path, monkeypatch, change, there, gone):
+def test_unfinished_runs_are_shown(evaluated, tmp_path, monkeypatch, change, there, gone):
     """Also beside a whole one."""
     run = shutil.copytree(evaluated, tmp_path / "run")
     lost = {"without base": ["eval/*-base"], "begun": ["eval", "adapter", "checkpoints", "metrics.jsonl"]}
@@ -263,7 +257,7 @@ def test_a_run_is_shown_as_far_as_it_got(evaluated, tmp_path, monkeypatch, chang
         ({"protocol": "cloze", "format": "cloze"}, 2),
     ],
 )
-def test_bases_are_told_apart_by_their_weights_and_by_how_they_were_asked(evaluated, tmp_path, changes, bases):
+def test_bases_differ_by_weights_and_protocol(evaluated, tmp_path, changes, bases):
     """And not by where they lie; each is named after the first run that has it."""
     other, third = (shutil.copytree(evaluated, tmp_path / name) for name in ("other", "third"))
     for file in other.glob("eval/*-base/settings.json"):
@@ -372,7 +366,7 @@ def test_a_report_is_replaced_with_its_figures(evaluated, page, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["differences-9.png", "folder/notes.txt", "report.html"])
-def test_what_no_report_made_stays(evaluated, page, tmp_path, name):
+def test_files_that_no_report_wrote_stay(evaluated, page, tmp_path, name):
     """Beside a report, whether a figure would have its name or not; and a page of another program."""
     if name != "report.html":
         shutil.copytree(page, tmp_path, dirs_exist_ok=True)

@@ -101,7 +101,7 @@ def test_an_imported_adapter_uses_the_evaluation_with_a_base(world, tmp_path):
     assert Run(tmp_path / "run").evaluation_folder().name == "cloze-cloze-bfloat16"
 
 
-def test_averages_side_by_side_are_of_the_same_questions(trained, tmp_path):
+def test_averages_of_run_and_base_are_over_the_same_questions(trained, tmp_path):
     path = shutil.copytree(trained, tmp_path / "done")
     ours, _ = evaluate_target(open_target(str(path)), limit=4)
     base, its = evaluate_target(open_target(str(path), base=True), tasks="obqa", limit=4)

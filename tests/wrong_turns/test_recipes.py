@@ -39,7 +39,7 @@ TYPED = (
     ("import {run}", "run: ", "adapter_model.safetensors"),
     ("runs none", "none: ", "moslora train RECIPE"),
     ("report none", "none: ", "moslora runs"),
-    ("report {world}/recipe.yaml", "recipe.yaml: a file", "moslora compare"),
+    ("report {world}/recipe.yaml", "recipe.yaml: no such folder"),
     ("report {world}/modle", "modle: ", "model?"),
     ("compare {world}/recip.yaml", "recip.yaml: ", "recipe.yaml?"),
     ("report {run} --evaluation x --out page", "no evaluation x", "moslora eval"),

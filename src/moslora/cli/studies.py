@@ -97,7 +97,6 @@ def experiment(
 
         refuse_missing_ray()
         study = replace(study, start=on_ray)
-    study.refuse_other_file()
     complete = table or study.run()
     _print(study.tables(), study.closing())
     if not complete:

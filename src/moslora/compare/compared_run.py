@@ -1,4 +1,4 @@
-"""A run as it is compared: its answers, the arm that it belongs to, and how it was made."""
+"""Record of a run in a comparison: its answers, its arm, and how it was trained."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
@@ -12,18 +12,18 @@ from moslora.runs.outcomes import Outcome
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """A run, a model that was not trained here, or a log, with its answers.
+    """A run with its answers; also a base model or a log of another program, which were not trained here.
 
     Attributes:
-        evaluation: answers, or those to some of the questions.
-        path: run, or folder of the evaluation, or log, as the user named it.
-        name: of the run.
+        evaluation: answers to all questions, or to those that are compared.
+        path: run, folder of the evaluation, or log, as the user named it.
+        name: name of the run.
         arm: key of the arm, the same for all runs that differ only in the seed.
-        seed: of the run; ``None`` of a model that was not trained.
-        made: field -> value, of the rows and steps of the run; empty of a model that was not trained here.
-        chosen_step: of the adapter, if validations chose it by the rule that is in ``made``.
-        validation_loss: of the run's result, mean over the label tokens of the held-out training rows in nats; ``None``
-            of a base or a checkpoint, and of a run that held no rows out.
+        seed: seed of the run; ``None`` for a model that was not trained.
+        training_facts: field -> value, of the training rows and steps; empty for what was not trained here.
+        chosen_step: step of the adapter, if validations chose it by the rule in ``training_facts``.
+        validation_loss: mean over the label tokens of the held-out training rows in nats, of the run's result;
+            ``None`` for a base, a checkpoint, and a run without held-out rows.
     """
 
     evaluation: Evaluation
@@ -31,7 +31,7 @@ class ComparedRun:
     name: str = ""
     arm: str = ""
     seed: int | None = None
-    made: Mapping[str, str] = field(default_factory=dict)
+    training_facts: Mapping[str, str] = field(default_factory=dict)
     chosen_step: int | None = None
     validation_loss: float | None = None
 
@@ -43,10 +43,11 @@ class ComparedRun:
 
     @property
     def tasks(self) -> Mapping[str, TaskAnswers]:
+        """Task -> answers."""
         return self.evaluation.tasks
 
     def average(self, outcome: Outcome) -> float | None:
-        """Return the macro average of an outcome, or the run's own number; ``None`` if it has none."""
+        """Return the macro average of an outcome, or an outcome of the run itself; ``None`` if it has none."""
         if outcome.of_runs:
             return self.validation_loss
         columns = [answers.outcomes.get(outcome.name) for answers in self.tasks.values()]

@@ -1,4 +1,7 @@
-"""Arms against each other, if they can be compared: contrasts named beforehand, everything else exploratory."""
+"""Comparison of several arms: contrasts named beforehand, and exploratory ones.
+
+The tables are in `moslora.compare.display`, the sentences in `moslora.compare.conclusion`.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +21,7 @@ from moslora.runs.outcomes import DEFAULTS, OUTCOMES, Outcome, measure
 from moslora.tasks import COMMONSENSE, GROUP, split_names, unknown_names
 
 OF_TEXTS = "nats_per_byte"
-"""The outcome of texts."""
+"""Name of the outcome of texts."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +29,13 @@ class Comparison:
     """Contrasts of arms, on the questions that all of their runs answered.
 
     Attributes:
-        arms: of the contrasts, and others.
-        named: those of the contrasts named beforehand that have runs, or the only contrast there is.
-        exploratory: if no more than one was named, every other arm against the first.
-        count: contrasts that were named, with runs or without.
-        left_out: lines that say which questions and runs were left out.
-        own_margin: the largest difference that does not matter, if one was named; ``None`` for the outcome's.
-        least_shared: of all runs and tasks, the smallest share of the answered questions that all runs answered.
+        arms: arms of the contrasts, and others.
+        named: contrasts named beforehand that have runs, or the only contrast of two arms.
+        exploratory: contrasts of every other arm with the first, if at most one was named.
+        count: number of contrasts named beforehand, with runs or without.
+        left_out: lines on the questions and runs that were left out.
+        own_margin: largest negligible difference, if one was named; ``None`` for the outcome's.
+        least_shared: smallest share of a run's answers to a task whose questions all runs answered.
     """
 
     arms: tuple[Arm, ...]
@@ -45,42 +48,46 @@ class Comparison:
 
     @property
     def main(self) -> Contrast | None:
-        """The one contrast that was named; ``None`` if several were."""
+        """Contrast that was named, if it is the only one."""
         return self.named[0] if self.named and self.count == 1 else None
 
     @property
     def outcome(self) -> Outcome:
-        """What is compared."""
+        """Number that is compared."""
         return (self.named or self.exploratory)[0].outcome
 
     @property
     def margin(self) -> Margin:
-        """The largest difference that does not matter."""
+        """Largest negligible difference."""
         return self.own_margin or Margin(self.outcome.margin)
 
     def within(self, margin: Margin | None) -> "Comparison":
-        """The same with this margin; with its own for ``None``.
+        """Return the comparison with this margin; with its own for ``None``.
 
         Raises:
-            UsageError: the margin is a share of the gain over a base whose answers are not there.
+            UsageError: the margin is a share of the gain, and the base has no answers.
         """
         margin = margin or self.own_margin
         if margin and margin.of_gain and not all(contrast.base for contrast in self.named):
             raise UsageError(
-                f"--margin {margin}: a share of the gain over the base, whose {self.outcome.name} is not there for"
-                " these questions; evaluate it (moslora eval RUN --base), or give a number"
+                f"--margin {margin}: a share of the gain over the base, which has no {self.outcome.name} for these"
+                " questions; evaluate it (moslora eval RUN --base), or give a number"
             )
         return replace(self, own_margin=margin)
 
     def refuse_few(self, *, questions: int, share: float) -> None:
-        """Refuses fewer ``questions`` than these, and runs that answered less than this ``share`` of each other's.
+        """Refuse a comparison on too few questions.
+
+        Args:
+            questions: minimum number of questions.
+            share: minimum share of each run's answered questions that all runs answered.
 
         Raises:
-            UsageError: there are fewer, with what was left out.
+            UsageError: there are fewer.
         """
-        there = min(contrast.questions() for contrast in (*self.named, *self.exploratory))
-        if there < questions:
-            raise UsageError(f"compared on {counted(there, 'question')}, and --min-questions requires {questions:,}")
+        compared = min(contrast.questions() for contrast in (*self.named, *self.exploratory))
+        if compared < questions:
+            raise UsageError(f"compared on {counted(compared, 'question')}, and --min-questions requires {questions:,}")
         if self.least_shared < share:
             raise UsageError(
                 f"{some(self.left_out)}; only {100 * self.least_shared:.1f} % of one side's questions have answers on"
@@ -88,10 +95,10 @@ class Comparison:
             )
 
     def with_direction(self, direction: int) -> "Comparison":
-        """The same, where more is better (1) or less is (-1), of an outcome that does not say.
+        """Return the comparison of a log's score with its direction: 1 if more is better, -1 if less is.
 
         Raises:
-            UsageError: it says.
+            UsageError: the outcome has a direction.
         """
         if self.outcome.direction:
             raise UsageError(f"--better: which {self.outcome.name} is better is known; leave it out")
@@ -113,7 +120,17 @@ def compare_paths(
     allowed: Sequence[str] = (),
     cluster: str | None = None,
 ) -> Comparison:
-    """`compare_arms` for the arms that `load_arms` finds, by default with an experiment's own contrasts and outcome."""
+    """Compare the arms at ``paths``, by default by the contrasts and outcome of their experiment.
+
+    Args:
+        paths: as of `load_arms`.
+        contrasts: as of `compare_arms`.
+        outcome: as of `compare_arms`.
+        evaluation: as of `load_arms`.
+        tasks: as of `compare_arms`.
+        allowed: as of `compare_arms`.
+        cluster: as of `load_arms`.
+    """
     arms = load_arms(paths, evaluation=evaluation, cluster=cluster)
     index = read_index(paths[0]) if len(paths) == 1 else None
     if index is not None:
@@ -126,14 +143,22 @@ def compare_paths(
 def compare_planned(
     arms: Sequence[Arm], index: ExperimentIndex, *, outcome: str, tasks: str | None = None, allowed: Sequence[str] = ()
 ) -> Comparison:
-    """`compare_arms` for an experiment's own contrasts; those without runs yet count in their number, too."""
+    """Compare arms by their experiment's contrasts. Contrasts that have no runs yet also count in their number.
+
+    Args:
+        arms: arms of the experiment.
+        index: index of the experiment.
+        outcome: as of `compare_arms`.
+        tasks: as of `compare_arms`.
+        allowed: as of `compare_arms`.
+    """
     planned = index.named
     by_name = {arm.name: arm for arm in arms}
-    there = [pair for pair in planned if by_name.keys() >= {*pair}]
-    with_runs = [pair for pair in there if SEEDS in allowed or pairs(*(by_name[name] for name in pair))]
+    with_arms = [pair for pair in planned if by_name.keys() >= {*pair}]
+    with_runs = [pair for pair in with_arms if SEEDS in allowed or pairs(*(by_name[name] for name in pair))]
     comparison = compare_arms(arms, contrasts=with_runs or planned, outcome=outcome, tasks=tasks, allowed=allowed)
     margin = read_margin(index.margin) if index.margin else None
-    # A number is one of its own outcome, a share of any that a base has.
+    # A number is a margin of the planned outcome alone; a share is one of every outcome of questions.
     if margin and outcome != index.outcome and (OUTCOMES[outcome].of_runs or not margin.of_gain):
         margin = None
     exploratory = comparison.exploratory if len(planned) == 1 else ()
@@ -148,14 +173,17 @@ def compare_arms(
     tasks: str | None = None,
     allowed: Sequence[str] = (),
 ) -> Comparison:
-    """Compares arms on the questions that all of their runs answered.
+    """Compare arms on the questions that all of their runs answered.
 
     Args:
-        arms: two or more.
-        contrasts: names of two arms each, the second to be held against the first; the default is the only two.
-        outcome: the number that is compared; ``None`` for the first of `DEFAULTS` that all have.
-        tasks: names separated by commas, of the tasks that are compared; ``None`` for all.
-        allowed: fields that may differ; see `refuse_mixed`. With `SEEDS` among them, runs are not paired by seed.
+        arms: two or more arms.
+        contrasts: pairs of names, the second arm against the first; by default the only two arms.
+        outcome: name of the number that is compared; ``None`` for the first of `DEFAULTS` that all runs have.
+        tasks: names of the compared tasks, separated by commas; ``None`` for all.
+        allowed: fields that may differ (`refuse_mixed`). With `SEEDS` among them, runs are not paired by seed.
+
+    Raises:
+        UsageError: the arms cannot be compared.
     """
     own_seeds = SEEDS in allowed
     arms = _restricted(arms, tasks, outcome)
@@ -163,10 +191,8 @@ def compare_arms(
     runs = all_runs(arms)
     shared, left_out = questions_in_common(evaluations_of(runs))
     if not (shared or _is_of_runs(outcome)):
-        asked = {run.path: next((ids for answers in run.tasks.values() for ids in answers.ids), "none") for run in runs}
-        paths = some((f"{path} (such as {id})" for path, id in asked.items()), separator=" and ")
         fix = "evaluate them on the same questions (--tasks, --limit, evaluation.skip), and write their ids alike"
-        raise UsageError(f"{paths}: no question in common; {fix}")
+        raise UsageError(f"{some((run.path for run in runs), separator=' and ')}: no question in common; {fix}")
     shares = [
         len(shared.get(task, ())) / len(answers.ids)
         for run in runs
@@ -177,19 +203,19 @@ def compare_arms(
     runs = all_runs(arms)
     note_what_differs(arms)
     refuse_other_prompts(runs, allowed=allowed)
-    compared = OUTCOMES[outcome] if outcome and _is_of_runs(outcome) else _outcome(runs, outcome)
+    measured = _outcome(runs, outcome)
     by_name = {arm.name: arm for arm in arms}
     unknown = set().union(*contrasts) - by_name.keys()
     if unknown:
         raise UsageError(f"contrast: no arm {', '.join(sorted(unknown))}; must be two among {', '.join(by_name)}")
     trained = [arm for arm in arms if arm.trained]
     base = None
-    if len(trained) > 1:  # one alone is held against its base itself
+    if len(trained) > 1:  # a single trained arm is compared with its base itself
         base = shared_base(evaluations_of(all_runs(trained)))
 
-    def made(names: Sequence[tuple[str, str]]) -> tuple[Contrast, ...]:
-        both = [(by_name[one], by_name[other]) for one, other in names]
-        return tuple(contrast_of(*pair, outcome=compared, base=base, own_seeds=own_seeds) for pair in both)
+    def contrasts_of(names: Sequence[tuple[str, str]]) -> tuple[Contrast, ...]:
+        arm_pairs = [(by_name[before], by_name[after]) for before, after in names]
+        return tuple(contrast_of(*pair, outcome=measured, base=base, own_seeds=own_seeds) for pair in arm_pairs)
 
     against_first = [(arms[0].name, arm.name) for arm in arms[1:]]
     named = list(dict.fromkeys(contrasts))
@@ -197,21 +223,34 @@ def compare_arms(
     if not named and len(against_first) == 1:
         named = against_first
     elif len(named) <= 1 and len(against_first) > 1:
-        in_pairs = [(one, other) for one, other in against_first if own_seeds or pairs(by_name[one], by_name[other])]
-        exploratory = in_pairs or against_first
+        with_pairs = [pair for pair in against_first if own_seeds or pairs(*(by_name[name] for name in pair))]
+        exploratory = with_pairs or against_first
     lines = [left_out] if left_out else []
-    for one, other in [*named, *exploratory] if not own_seeds else ():
-        alone = unpaired_runs(by_name[one], by_name[other])
-        if alone:
-            lines.append(f"{one} and {other}: left out without a run of the same seed: {some(alone, most=8)}")
-    least_shared = min(shares, default=1.0)
-    return Comparison(tuple(arms), made(named), made(exploratory), len(named), tuple(lines), least_shared=least_shared)
+    for before, after in [*named, *exploratory] if not own_seeds else ():
+        unpaired = unpaired_runs(by_name[before], by_name[after])
+        if unpaired:
+            lines.append(f"{before} and {after}: left out without a run of the same seed: {some(unpaired, most=8)}")
+    return Comparison(
+        arms=tuple(arms),
+        named=contrasts_of(named),
+        exploratory=contrasts_of(exploratory),
+        count=len(named),
+        left_out=tuple(lines),
+        least_shared=min(shares, default=1.0),
+    )
 
 
 def _restricted(arms: Sequence[Arm], tasks: str | None, outcome: str | None) -> list[Arm]:
-    """The arms with these tasks alone, names separated by commas, or with all: with texts if the outcome is one of
-    texts, or there is nothing else; otherwise with questions. For an outcome of runs, which each must have, they are
-    without answers."""
+    """Return the arms with the answers to compare.
+
+    These are texts if the outcome is one of texts, or if there is nothing else. Otherwise they are questions. For an
+    outcome of runs there are none.
+
+    Args:
+        arms: arms with all their answers.
+        tasks: names of tasks, separated by commas; ``None`` for all.
+        outcome: name of the outcome, if one was given.
+    """
     tables = {task: answers for run in all_runs(arms) for task, answers in run.tasks.items()}
     group = [task for task in COMMONSENSE if task in tables]
     names = split_names(tasks or "", group=group or [GROUP]) or list(tables)
@@ -219,39 +258,34 @@ def _restricted(arms: Sequence[Arm], tasks: str | None, outcome: str | None) -> 
     if faults:
         raise UsageError("\n".join(faults))
     if _is_of_runs(outcome):
-        return [arm.each(_with_loss_alone) for arm in arms]
+        return [arm.each(lambda run: run.only({})) for arm in arms]
     texts = [name for name in names if OF_TEXTS in tables[name].outcomes]
-    kept = [name for name in names if name not in texts]
-    if not kept or (texts and outcome == OF_TEXTS):
-        kept = texts
+    compared = [name for name in names if name not in texts]
+    if not compared or (texts and outcome == OF_TEXTS):
+        compared = texts
     elif texts:
         note(f"texts are left out: {some(texts)}; --outcome {OF_TEXTS} compares them")
-    return [arm.each(lambda run: run.restricted_to(kept)) for arm in arms]
+    return [arm.each(lambda run: run.restricted_to(compared)) for arm in arms]
 
 
 def _is_of_runs(outcome: str | None) -> bool:
-    """Whether a run has one such number, and questions have none."""
-    known = OUTCOMES.get(outcome or "")
-    return known is not None and known.of_runs
-
-
-def _with_loss_alone(run: ComparedRun) -> ComparedRun:
-    """The run without its answers, which must have a validation loss."""
-    if run.validation_loss is None:
-        raise UsageError(
-            f"{run.path}: no validation_loss, which only a trained run with data.validation_rows has, in its"
-            " metrics.jsonl"
-        )
-    return run.only({})
+    """Whether the outcome is a number of a run, not of its questions."""
+    return outcome is not None and outcome in OUTCOMES and OUTCOMES[outcome].of_runs
 
 
 def _outcome(runs: Sequence[ComparedRun], chosen: str | None) -> Outcome:
-    """The ``chosen`` outcome, or the first of `DEFAULTS` that all runs have of all tasks, or the only one they have."""
+    """Return the ``chosen`` outcome, else the only one that all runs have, else the first of `DEFAULTS` that they have.
+
+    Raises:
+        UsageError: not all runs have it for all tasks.
+    """
+    if chosen and _is_of_runs(chosen):
+        return OUTCOMES[chosen]
     tables = [answers for run in runs for answers in run.tasks.values()]
     shared = [name for name in tables[0].outcomes if all(table.outcomes.get(name) for table in tables)]
     usual = shared if len(shared) == 1 else [name for name in DEFAULTS if name in shared]
     name = chosen or next(iter(usual), "NAME")
     if name not in shared:
-        known = f"must be one of {', '.join(shared)}" if shared else "none is known"
-        raise UsageError(f"--outcome {name}: {known} for all of these tasks; choose others with --tasks")
+        fix = f"must be one of {', '.join(shared)}" if shared else "none is known"
+        raise UsageError(f"--outcome {name}: {fix} for all of these tasks; choose others with --tasks")
     return measure(name, {value for table in tables for value in table.outcomes[name]})

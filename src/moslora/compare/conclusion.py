@@ -1,4 +1,7 @@
-"""A comparison in words: what it shows, with its size; and what it does not show, where a reader might think so."""
+"""A comparison in sentences: what it shows, by how much, and what a reader might wrongly conclude from it.
+
+The numbers behind them are in `moslora.compare.contrast` and `moslora.compare.equality`.
+"""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -8,7 +11,7 @@ from statistics import fmean
 from moslora.compare.comparison import Comparison
 from moslora.compare.contrast import Contrast
 from moslora.compare.display import members_of, probability
-from moslora.compare.equality import equivalence_interval_in_words, equivalence_title, in_words, size_in_words
+from moslora.compare.equality import equivalence_interval_in_words, equivalence_title, margin_in_words, size_in_words
 from moslora.compare.gains import gain_in_words, title_of_gain
 from moslora.compare.margin import Margin
 from moslora.compare.statistics import LEVEL, Member
@@ -17,23 +20,24 @@ from moslora.runs.intervals import FEWEST_FOR_PERCENT
 from moslora.runs.scores import MACRO, MICRO
 
 HANDFUL = 30
-"""Where a task has fewer independent questions, what is shown at a p above `SURE` hangs on one or two of them."""
+"""Number of independent questions of a task below which a difference may depend on one or two of them."""
 
 SURE = 0.01
+"""p up to which a difference does not count as fragile, whatever the number of questions."""
 
 TOO_FEW = "too few"
 EQUAL = "equal"
 SIDES = ("better", "worse", "higher", "lower")
-"""Verdicts on a contrast; of `SIDES` the first two where it is known which numbers are better. The last one is open."""
+"""Verdicts on a contrast, besides "open". The last two of `SIDES` are for outcomes without a known direction."""
 
 
 def lines(comparison: Comparison) -> list[str]:
-    """The lines below the tables, the conclusions last."""
+    """Return the lines below the tables, the conclusions last."""
     return [*remarks(comparison), *conclusions(comparison)]
 
 
 def remarks(comparison: Comparison) -> Iterator[str]:
-    """What the numbers of the tables are, and what else was asked."""
+    """Yield remarks on the tables: what was left out, what the intervals are, and arms at the majority class."""
     yield from comparison.left_out
     named = comparison.named
     main = comparison.main
@@ -53,34 +57,37 @@ def remarks(comparison: Comparison) -> Iterator[str]:
     elif main.gains is not None:
         of_before, of_after = [gain_in_words(gain, main.outcome) for gain in main.gains]
         yield f"{title_of_gain(main.outcome)}: {main.before} {of_before}, {main.after} {of_after}"
-    low = [one for one in named if one.majority and not _are_few(one) and one.over_majority.interval[0] <= 0]
+    low = [each for each in named if each.majority and not _are_few(each) and each.over_majority.interval[0] <= 0]
     if main is not None and low:
         share = main.outcome.level(fmean(labels.mean() for labels in main.majority.values()))
         interval = " to ".join(map(main.outcome.level, main.over_majority.interval))
         yield f"{main.after} is not shown to be above the majority class ({share} %): {interval} points"
     elif low:
-        yield f"not shown to be above the majority class: {', '.join(one.after for one in low)}"
+        yield f"not shown to be above the majority class: {', '.join(each.after for each in low)}"
 
 
 def conclusions(comparison: Comparison) -> list[str]:
-    """A sentence on the one contrast that was named. Of a family, one on each difference, one on the arms that are
-    equal, and one on those that are open."""
+    """Return the conclusions as sentences: one for a single contrast.
+
+    For a family of contrasts: one for each difference, one for the arms that are equal, and one for open contrasts.
+    """
     main = comparison.main
     if main is not None:
-        return [f"{'. '.join([_of_contrast(main, comparison), *_risks(main)])}."]
-    return [f"{sentence}." for sentence in _of_family(comparison)]
+        return [f"{'. '.join([_sentence_on(main, comparison), *_risks(main)])}."]
+    return [f"{sentence}." for sentence in _sentences_on_family(comparison)]
 
 
-def verdict_on(one: Contrast, member: Member) -> str:
-    """What is concluded of one contrast: that the second arm is on one of `SIDES`, equality, or nothing."""
-    if _are_few(one):
+def verdict_on(contrast: Contrast, member: Member) -> str:
+    """Return the verdict on a contrast: one of `SIDES` for its second arm, `EQUAL`, `TOO_FEW` or "open"."""
+    if _are_few(contrast):
         return TOO_FEW
     if member.different <= LEVEL:
-        return one.outcome.side(one.effects[MACRO].difference)
+        return contrast.outcome.side(contrast.effects[MACRO].difference)
     return EQUAL if member.equal <= LEVEL else "open"
 
 
-def _of_contrast(main: Contrast, comparison: Comparison) -> str:
+def _sentence_on(main: Contrast, comparison: Comparison) -> str:
+    """Return the conclusion on the only named contrast."""
     ((_, member),) = members_of(comparison)
     outcome = main.outcome
     margin = comparison.margin
@@ -88,18 +95,18 @@ def _of_contrast(main: Contrast, comparison: Comparison) -> str:
     verdict = verdict_on(main, member)
     if verdict == TOO_FEW:
         few = counted(sum(main.independent_questions.values()), "independent question")
-        asked = main.questions()
-        before, after = (f"{mean * asked:.3g}" for mean in main.means[MICRO])
-        return f"{few}: too few to tell {main.after} from {main.before} ({after} against {before} right of {asked})"
+        count = main.questions()
+        before, after = (f"{mean * count:.3g}" for mean in main.means[MICRO])
+        return f"{few}: too few to tell {main.after} from {main.before} ({after} against {before} right of {count})"
     if verdict in SIDES:
         over = f"95 % over {main.seeds} seeds" if main.seeds > 1 else "95 %"
         return _difference(main, member, margin, over, f", p {probability(effect.p)}")
     if verdict == EQUAL:
-        equivalence_interval = f"{equivalence_title(margin)} {equivalence_interval_in_words(main, margin)}"
-        return f"{main.after} and {main.before} are equal within {in_words(main, margin)} ({equivalence_interval})"
-    sentence = f"No difference between {main.after} and {main.before} is shown over {_asked(main)}"
+        interval = f"{equivalence_title(margin)} {equivalence_interval_in_words(main, margin)}"
+        return f"{main.after} and {main.before} are equal within {margin_in_words(main, margin)} ({interval})"
+    sentence = f"No difference between {main.after} and {main.before} is shown over {_scope(main)}"
     if comparison.own_margin:
-        sentence += f", nor equality within {in_words(main, margin)}"
+        sentence += f", nor equality within {margin_in_words(main, margin)}"
     detectable = f"{outcome.size(effect.detectable)} would have been found"
     if effect.detectable > effect.distribution.most:
         detectable = "so few questions find none of any size"
@@ -108,36 +115,46 @@ def _of_contrast(main: Contrast, comparison: Comparison) -> str:
     return f"{sentence}: {between}; {detectable}"
 
 
-def _are_few(one: Contrast) -> bool:
-    """Whether there are too few answers to conclude anything: McNemar's exact p is not small enough before six of them
-    have changed, all in one direction."""
-    return one.outcome.binary and sum(one.independent_questions.values()) < FEWEST_FOR_PERCENT
+def _are_few(contrast: Contrast) -> bool:
+    """Whether there are too few questions for a conclusion on accuracy.
+
+    McNemar's exact p is below `LEVEL` only once six answers have changed, all in one direction.
+    """
+    return contrast.outcome.binary and sum(contrast.independent_questions.values()) < FEWEST_FOR_PERCENT
 
 
-def _difference(one: Contrast, member: Member, margin: Margin, over: str, more: str = "") -> str:
-    """By how much, and in what, the second arm differs from the first, though within the margin; ``over`` says what the
-    interval is."""
-    outcome = one.outcome
-    size = one.effects[MACRO].difference
+def _difference(contrast: Contrast, member: Member, margin: Margin, interval_title: str, p: str = "") -> str:
+    """Return a sentence on a difference that is shown: its size, its interval, and whether it is within the margin.
+
+    Args:
+        contrast: contrast of two arms.
+        member: its place in the family of contrasts.
+        margin: largest negligible difference.
+        interval_title: title of the interval.
+        p: text behind the interval.
+    """
+    outcome = contrast.outcome
+    size = contrast.effects[MACRO].difference
     rises, falls = outcome.says
-    low, high = member.interval  # of several contrasts with 0 in it where Holm's p are the sharper ones
+    low, high = member.interval  # in a family it may contain 0, as Holm's p is sharper than Bonferroni's interval
     if size < 0:
         low, high = -high, -low
     verb = falls if size < 0 else rises
-    said = verb.format(size=outcome.amount(size), before=one.before, questions=_asked(one))
-    small = f", which is less than {in_words(one, margin)}" if member.equal <= LEVEL else ""
-    return f"{one.after} {said} ({over}: {outcome.size(low)} to {outcome.size(high)}{more}){small}"
+    sentence = verb.format(size=outcome.amount(size), before=contrast.before, questions=_scope(contrast))
+    small = f", which is less than {margin_in_words(contrast, margin)}" if member.equal <= LEVEL else ""
+    return f"{contrast.after} {sentence} ({interval_title}: {outcome.size(low)} to {outcome.size(high)}{p}){small}"
 
 
-def _asked(one: Contrast) -> str:
-    if one.outcome.of_runs:
-        return counted(one.seeds, "seed")
-    asked = counted(one.questions(), "text" if one.outcome.of_texts else "question")
-    return f"{asked} in {len(one.y)} tasks" if len(one.y) > 1 else asked
+def _scope(contrast: Contrast) -> str:
+    """Return the number of questions, texts or seeds that a contrast is over."""
+    if contrast.outcome.of_runs:
+        return counted(contrast.seeds, "seed")
+    questions = counted(contrast.questions(), "text" if contrast.outcome.of_texts else "question")
+    return f"{questions} in {len(contrast.y)} tasks" if len(contrast.y) > 1 else questions
 
 
 def _risks(main: Contrast) -> Iterator[str]:
-    """What a reader might think is shown, and is not."""
+    """Yield warnings on the only named contrast: two runs say nothing of methods, and few questions may decide."""
     effect = main.effects[MACRO]
     if main.seeds == 1 and main.trained_here:
         yield "These are two runs: to compare methods, train several seeds"
@@ -147,19 +164,21 @@ def _risks(main: Contrast) -> Iterator[str]:
         yield f"Fragile: {counted(fewest, 'independent question')}{where}, of which one or two may have decided"
 
 
-def _of_family(comparison: Comparison) -> Iterator[str]:
+def _sentences_on_family(comparison: Comparison) -> Iterator[str]:
+    """Yield the conclusions on several named contrasts."""
     margin = comparison.margin
     arms_by_conclusion: dict[str, list[str]] = defaultdict(list)
-    for one, member in members_of(comparison):
-        verdict = verdict_on(one, member)
+    for contrast, member in members_of(comparison):
+        before, after = contrast.before, contrast.after
+        verdict = verdict_on(contrast, member)
         if verdict == TOO_FEW:
-            arms_by_conclusion[f"Too few questions to tell from {one.before}"].append(one.after)
+            arms_by_conclusion[f"Too few questions to tell from {before}"].append(after)
         elif verdict in SIDES:
-            yield _difference(one, member, margin, "joint 95 %")
+            yield _difference(contrast, member, margin, "joint 95 %")
         elif verdict == EQUAL:
-            arms_by_conclusion[f"Equal to {one.before} within {in_words(one, margin)}"].append(one.after)
+            arms_by_conclusion[f"Equal to {before} within {margin_in_words(contrast, margin)}"].append(after)
         else:
-            between = one.outcome.range(member.interval) if isfinite(member.interval[0]) else "one seed"
-            arms_by_conclusion[f"No difference from {one.before} is shown"].append(f"{one.after} ({between})")
-    for concluded, arms in arms_by_conclusion.items():
-        yield f"{concluded}: {', '.join(arms)}"
+            interval = contrast.outcome.range(member.interval) if isfinite(member.interval[0]) else "one seed"
+            arms_by_conclusion[f"No difference from {before} is shown"].append(f"{after} ({interval})")
+    for conclusion, arms in arms_by_conclusion.items():
+        yield f"{conclusion}: {', '.join(arms)}"

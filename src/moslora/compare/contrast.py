@@ -1,4 +1,7 @@
-"""One arm against another: its outcomes question by question, and the effects on every task and average."""
+"""One arm against another: the outcomes of both question by question, and the difference in every task and average.
+
+How a difference is estimated is in `moslora.compare.statistics`.
+"""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -6,7 +9,7 @@ from statistics import mode
 
 import numpy as np
 
-from moslora.compare.arms import SEEDS, Arm, cluster_codes, pairs, pairs_by_seed, values
+from moslora.compare.arms import SEEDS, Arm, cluster_codes, outcome_values, pairs, pairs_by_seed
 from moslora.compare.compared_run import evaluations_of
 from moslora.compare.distribution import Floats
 from moslora.compare.statistics import Codes, Effect, effects, effects_unpaired
@@ -18,19 +21,21 @@ from moslora.runs.scores import MACRO, MICRO
 
 @dataclass(frozen=True)
 class Contrast:
-    """One arm against another, run by run and question by question.
+    """Outcomes of two arms, ``after`` against ``before``, run by run and question by question.
 
     Attributes:
-        seeds: pairs of runs, S; 1 for one run against one. Of arms that are not paired the smaller number of runs.
-        y: task -> the outcome of both arms, of shape ``(S, n)``; if not paired, ``(S_before, n)`` and ``(S_after, n)``.
-            n is 1 for an outcome of runs.
-        majority: task -> the accuracy of always giving the most frequent label, shape ``(n,)``; empty if it is unknown,
-            or no accuracy is compared.
-        clusters: task -> the cluster of each question, shape ``(n,)``; without tasks whose questions are each alone.
-        base: task -> the outcome of the base of both arms, shape ``(n,)``; empty if its answers to these questions are
-            not there.
-        paired: whether runs are subtracted one from one; if not, the arms' seeds are independent.
-        trained_here: whether both arms were trained here.
+        before: name of the first arm.
+        after: name of the second arm.
+        outcome: number that is compared.
+        seeds: number of pairs of runs, S; for arms that are not paired, the smaller number of runs.
+        y: task -> outcomes of both arms, shapes ``(S, n)``; if not paired, ``(S_before, n)`` and ``(S_after, n)``. n is
+            1 for an outcome of runs.
+        majority: task -> 1 where the most frequent label is right, shape ``(n,)``; empty if labels are unknown, or no
+            accuracy is compared.
+        clusters: task -> number of each question's cluster, shape ``(n,)``; without tasks that have no clusters.
+        base: task -> outcome of the base of both arms, shape ``(n,)``; empty without its answers to these questions.
+        paired: whether each run is compared with the other arm's of the same seed; if not, seeds are independent.
+        trained_here: whether both arms are runs, and no bases or logs.
     """
 
     before: str
@@ -46,24 +51,24 @@ class Contrast:
 
     @cached_property
     def effects(self) -> dict[str, Effect]:
-        """Task and average -> ``after`` minus ``before``."""
+        """Task and average -> effect, ``after`` minus ``before``."""
         return self.effects_of(self.y)
 
     def questions(self, task: str | None = None) -> int:
-        """Number of questions of a task, or of all for an average."""
+        """Return the number of questions of a task, or of all tasks for an average."""
         if task in self.y:
             return self.y[task][0].shape[1]
         return sum(before.shape[1] for before, _ in self.y.values())
 
     @property
     def independent_questions(self) -> dict[str, int]:
-        """Task -> number of clusters; a question that is alone is one."""
+        """Task -> number of clusters, where a question without a cluster counts as one."""
         counts = {task: self.questions(task) for task in self.y}
         return counts | {task: len(np.unique(codes)) for task, codes in self.clusters.items()}
 
     @cached_property
     def means(self) -> dict[str, tuple[float, float]]:
-        """Task and average -> the mean outcome of both arms."""
+        """Task and average -> mean outcome of both arms."""
         means = np.array([[before.mean(), after.mean()] for before, after in self.y.values()])  # shape (tasks, 2)
         micro = np.average(means, axis=0, weights=[self.questions(task) for task in self.y])
         rows = [*means, means.mean(axis=0), micro]
@@ -71,7 +76,7 @@ class Contrast:
 
     @cached_property
     def gains(self) -> tuple[Effect, Effect] | None:
-        """What both arms gained over their base, macro; ``None`` if its answers are not known."""
+        """Gains of both arms over their base, macro average; ``None`` without its answers."""
         if not self.base:
             return None
         over_base = [{task: y[arm] - self.base[task] for task, y in self.y.items()} for arm in (0, 1)]
@@ -79,7 +84,7 @@ class Contrast:
         return before, after
 
     def effects_of(self, y: dict[str, tuple[Floats, Floats]]) -> dict[str, Effect]:
-        """`effects` of other numbers in place of ``y``, of the same shapes."""
+        """Return the effects of other numbers in place of ``y``, of the same shapes."""
         if self.paired:
             return self._over_seeds({task: after - before for task, (before, after) in y.items()})
         before, after = ({task: sides[arm] for task, sides in y.items()} for arm in (0, 1))
@@ -87,11 +92,11 @@ class Contrast:
 
     @cached_property
     def over_majority(self) -> Effect:
-        """``after`` minus the majority class, macro, where accuracies are compared."""
+        """Accuracy of ``after`` minus that of the majority class, macro average."""
         return self._over_seeds({task: y[1] - self.majority[task] for task, y in self.y.items()})[MACRO]
 
     def _over_seeds(self, differences: dict[str, Floats]) -> dict[str, Effect]:
-        """The effects of differences on these questions; task -> shape ``(S, n)``."""
+        """Return the effects of differences on these questions; task -> shape ``(S, n)``."""
         return effects(differences, binary=self.outcome.binary, clusters=self.clusters)
 
 
@@ -103,36 +108,38 @@ def contrast_of(
     base: Evaluation | None = None,
     own_seeds: bool = False,
 ) -> Contrast:
-    """``after`` against ``before``, whose runs have answered the same questions.
+    """Return the contrast of ``after`` against ``before``, whose runs have answered the same questions.
 
     Args:
-        before: the arm that the other is held against.
-        after: the other.
-        outcome: what is compared: of every task's answers, or of the runs themselves.
-        base: the answers of the base of both arms to the same questions, if they are there.
-        own_seeds: the seeds of the arms have nothing to do with each other, so runs are not paired by them.
+        before: arm to compare with.
+        after: arm that is compared.
+        outcome: number that is compared.
+        base: answers of the base of both arms to the same questions; ``None`` if they are unknown.
+        own_seeds: whether the arms' seeds are independent, so that runs are not paired by seed.
+
+    Raises:
+        UsageError: too few seeds, or an outcome that is not there.
     """
     # Two runs, or a run and an untrained model, are paired without seeds.
     paired = not (own_seeds and pairs_by_seed(before, after))
-    ones = list(before.runs.values())
-    others = list(after.runs.values())
+    runs_before, runs_after = list(before.runs.values()), list(after.runs.values())
     if paired:
-        both = pairs(before, after)
-        ones = [one for one, _ in both]
-        others = [other for _, other in both]
-    seeds = min(len(ones), len(others))
+        run_pairs = pairs(before, after)
+        runs_before = [run for run, _ in run_pairs]
+        runs_after = [run for _, run in run_pairs]
+    seeds = min(len(runs_before), len(runs_after))
     if seeds < (2 if outcome.of_runs or not paired else 1):
         raise UsageError(
             f"{before.name} and {after.name}: too few seeds in common to compare {outcome.name}; train several, or"
-            f" where seeds have nothing to do with each other, --allow {SEEDS} compares two runs or more of each"
+            f" if their seeds are independent, --allow {SEEDS} compares two runs or more of each"
         )
     majority = {}
     is_accuracy = outcome.binary and outcome.direction > 0
-    if is_accuracy and all(answers.gold for answers in ones[0].tasks.values()):
-        for task, answers in ones[0].tasks.items():
+    if is_accuracy and all(answers.gold for answers in runs_before[0].tasks.values()):
+        for task, answers in runs_before[0].tasks.items():
             majority[task] = np.equal(answers.gold, mode(answers.gold)).astype(float)
     tables = base.tasks if base is not None and before.trained and after.trained else {}
-    y_before, y_after = values(ones, outcome), values(others, outcome)
+    y_before, y_after = outcome_values(runs_before, outcome), outcome_values(runs_after, outcome)
     return Contrast(
         before=before.name,
         after=after.name,
@@ -140,8 +147,8 @@ def contrast_of(
         seeds=seeds,
         y={task: (y_before[task], y_after[task]) for task in y_before},
         majority=majority,
-        clusters=cluster_codes(evaluations_of([*ones, *others])),
+        clusters=cluster_codes(evaluations_of([*runs_before, *runs_after])),
         base={task: np.array(answers.outcomes[outcome.name]) for task, answers in tables.items()},
         paired=paired,
-        trained_here=all(run.made for run in (*ones, *others)),
+        trained_here=all(run.training_facts for run in (*runs_before, *runs_after)),
     )

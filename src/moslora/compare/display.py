@@ -1,4 +1,4 @@
-"""A comparison as tables. Header first."""
+"""A comparison as tables, each a list of rows with the header first."""
 
 from collections.abc import Iterator, Sequence
 from math import isfinite
@@ -12,8 +12,10 @@ from moslora.runs.scores import MACRO, MICRO
 
 
 def tables(comparison: Comparison) -> list[list[list[str]]]:
-    """The table of the family, if several contrasts were named. Otherwise that of all arms, if there are more than
-    two, and that of the one contrast that was named."""
+    """Return the tables of a comparison: one of the family, if several contrasts were named.
+
+    Otherwise one of all arms, if there are more than two, and one of the only named contrast.
+    """
     main = comparison.main
     if comparison.named and main is None:
         return [_family_table(comparison)]
@@ -25,12 +27,12 @@ def tables(comparison: Comparison) -> list[list[list[str]]]:
             rows.append((contrast, [contrast.outcome.range(effect.interval), probability(effect.p)]))
         tables.append(_by_arm(comparison, ("arm (exploratory)", "95 % interval", "p"), rows))
     if main is not None:
-        tables.append(_of_contrast(main))
+        tables.append(_contrast_table(main))
     return tables
 
 
 def members_of(comparison: Comparison) -> Iterator[tuple[Contrast, Member]]:
-    """The named contrasts, and what holds of each jointly with the others."""
+    """Return the named contrasts, each with its interval and p values in the family of all."""
     differences = [contrast.effects[MACRO] for contrast in comparison.named]
     unequal = [p_unequal(contrast, comparison.margin) for contrast in comparison.named]
     members = family_with(differences, unequal, count=comparison.count)
@@ -38,18 +40,19 @@ def members_of(comparison: Comparison) -> Iterator[tuple[Contrast, Member]]:
 
 
 def _family_table(comparison: Comparison) -> list[list[str]]:
+    """Return the table of several named contrasts."""
     columns = ("arm", "joint 95 % interval", "p (different)", equivalence_title(comparison.margin), "p (equal)")
     rows = []
     for contrast, member in members_of(comparison):
-        is_known = isfinite(member.interval[0])  # not that of one seed, where others have several
+        is_known = isfinite(member.interval[0])  # infinite for a single seed among contrasts of several
         joint = contrast.outcome.range(member.interval) if is_known else ""
         equivalence_interval = equivalence_interval_in_words(contrast, comparison.margin) if is_known else ""
         rows.append((contrast, [joint, probability(member.different), equivalence_interval, probability(member.equal)]))
     return _by_arm(comparison, columns, rows)
 
 
-def _of_contrast(contrast: Contrast) -> list[list[str]]:
-    """A row per task and average: both arms, their difference, and p by Holm over the tasks."""
+def _contrast_table(contrast: Contrast) -> list[list[str]]:
+    """Return a row per task and average: both arms, their difference, and p by Holm over the tasks."""
     outcome = contrast.outcome
     tasks = list(contrast.y)
     holms = holm([contrast.effects[task].p for task in tasks])
@@ -70,12 +73,12 @@ def _of_contrast(contrast: Contrast) -> list[list[str]]:
 def _by_arm(
     comparison: Comparison, columns: Sequence[str], rows: Sequence[tuple[Contrast, list[str]]]
 ) -> list[list[str]]:
-    """A row per contrast, below that of the arm that it is held against.
+    """Return a row per contrast, below a row for its first arm.
 
     Args:
-        comparison: of these contrasts.
-        columns: the title of the first column, and those of the last ones.
-        rows: the contrasts, each with its cells in the last columns.
+        comparison: comparison of these contrasts.
+        columns: titles of the first column and of the last columns.
+        rows: contrasts, each with its cells in the last columns.
     """
     first, _ = rows[0]
     tasks = list(first.y)
@@ -84,7 +87,7 @@ def _by_arm(
     titles = [*averages, title_of_gain(comparison.outcome)] if with_gains else [*averages]
 
     def levels(contrast: Contrast, arm: int) -> list[str]:
-        """The means of the first (0) or the second arm (1), and what it gained over the base."""
+        """Return the means of the first (0) or second arm (1), and its gain over the base."""
         cells = [contrast.outcome.level(contrast.means[name][arm]) for name in averages.values()]
         if with_gains:
             gains = contrast.gains or (None, None)
@@ -104,5 +107,5 @@ def _by_arm(
 
 
 def probability(p: float) -> str:
-    """p with three digits after the point."""
+    """Return p with three digits after the point."""
     return "<.001" if p < 0.0005 else f"{p:.3f}".replace("0.", ".", 1)

@@ -1,4 +1,4 @@
-"""What is known of a true difference δ once D was found: a distribution of Behrens and Fisher's kind.
+"""Distribution of a true difference δ, given its estimate D: a Behrens-Fisher distribution.
 
     δ − D   is normal with the variance   V_q ν_q / χ²_q + max(0, V_s ν_s / χ²_s − V_i)   for given χ²_q and χ²_s
 
@@ -23,10 +23,10 @@ from scipy.special import gammaincinv, ndtr
 Floats = NDArray[np.float64]
 
 NODES = np.linspace(-8, 8, 65)
-"""Standard normal numbers z. Φ(z) is the share at which a χ² is read, so that the steps also resolve its ends."""
+"""Standard normal numbers z. The quantiles of a χ² at Φ(z) also resolve its tails."""
 
 MANY = 30
-"""Degrees from which on every fourth node is enough."""
+"""Degrees of freedom from which on every fourth node is enough."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class VarianceEstimate:
     """An estimated variance.
 
     Attributes:
-        variance: V.
-        degrees: ν, the degrees of freedom of the estimate.
+        variance: estimate V.
+        degrees: its degrees of freedom, ν.
     """
 
     variance: float
@@ -43,8 +43,10 @@ class VarianceEstimate:
 
     @property
     def plausible(self) -> tuple[Floats, Floats]:
-        """V ν / χ² at the nodes, and the nodes' weights: the trapezoidal rule, exact to rounding for smooth functions
-        of a normal number."""
+        """Plausible true variances V ν / χ², and their weights, shapes ``(nodes,)``.
+
+        The trapezoidal rule is exact to rounding for smooth functions of a normal number.
+        """
         if not self.variance:
             return np.zeros(1), np.ones(1)
         nodes = NODES if self.degrees < MANY else NODES[::4]
@@ -54,14 +56,14 @@ class VarianceEstimate:
 
 @dataclass(frozen=True)
 class DifferenceDistribution:
-    """The distribution of a true difference.
+    """Distribution of a true difference.
 
     Attributes:
-        difference: D, as it was found.
+        difference: estimate D.
         seeds: V_s.
         questions: V_q.
         interaction: V_i, which counts up to V_q.
-        most: the largest |δ| that there can be: 1 of shares.
+        most: largest possible |δ|, which is 1 for a difference of shares.
     """
 
     difference: float
@@ -76,37 +78,38 @@ class DifferenceDistribution:
         return math.sqrt(self.questions.variance + max(0.0, self.seeds.variance - self._in_both))
 
     def interval(self, level: float) -> tuple[float, float]:
-        """The interval that a test of this two-sided level does not reject, of what there can be: of confidence
-        1 − ``level``."""
+        """Return the interval of confidence 1 − ``level``, within ± ``most``."""
         half = self._distance(level / 2)
         return max(-self.most, self.difference - half), min(self.most, self.difference + half)
 
     def p(self, at: float = 0.0) -> float:
-        """Two-sided p of the hypothesis that the true difference is ``at``."""
+        """Return the two-sided p of the hypothesis that the true difference is ``at``."""
         return 2 * self._tail(abs(self.difference - at))
 
     def below(self, value: float) -> float:
-        """One-sided p of the hypothesis that the true difference is at most ``value``."""
+        """Return the one-sided p of the hypothesis that the true difference is at most ``value``."""
         return self._tail(self.difference - value)
 
     def beyond(self, margin: float) -> float:
-        """p of a difference of ``margin`` or more in either direction, by two one-sided tests."""
+        """Return p of a difference of ``margin`` or more in either direction, by two one-sided tests."""
         return self._tail(margin - abs(self.difference))
 
     def detectable(self, *, level: float, power: float) -> float:
-        """The true difference that a two-sided test of this level finds with this power, if the errors stay as they
-        are: the half width of the interval, and the distance that D falls short by with probability 1 − ``power``."""
+        """Return the true difference that a two-sided test of this level finds with this power, at the same errors.
+
+        It is the half width of the interval plus the distance by which D falls short with probability 1 − ``power``.
+        """
         return self._distance(level / 2) + self._distance(1 - power)
 
     def _tail(self, distance: float) -> float:
-        """P(error ≥ ``distance``)."""
+        """Return P(error ≥ ``distance``)."""
         if not self.standard_error:
             return float(np.heaviside(-distance, 0.5))
         deviations, weights = self._mixture
         return float(weights @ ndtr(-distance / deviations))
 
     def _distance(self, tail: float) -> float:
-        """The distance with P(error ≥ distance) = ``tail``, at most a half."""
+        """Return the distance with P(error ≥ distance) = ``tail``, which is at most a half."""
         if not self.standard_error:
             return 0.0
         far = self.standard_error
@@ -117,11 +120,12 @@ class DifferenceDistribution:
 
     @property
     def _in_both(self) -> float:
+        """Variance by seed and question together, which is in V_s and in V_q."""
         return min(self.interaction, self.questions.variance)
 
     @cached_property
     def _mixture(self) -> tuple[Floats, Floats]:
-        """Standard deviations of the normals whose average the distribution is, and their weights."""
+        """Standard deviations of the normal distributions in the mixture, and their weights, shapes ``(nodes,)``."""
         of_seeds, weights = self.seeds.plausible
         of_questions, other_weights = self.questions.plausible
         variances = np.add.outer(of_questions, np.maximum(0, of_seeds - self._in_both))

@@ -1,4 +1,4 @@
-"""Are two arms equal? A difference of the margin or more is tested, in both directions.
+"""Tests of whether two arms are equal, or one is not worse, within a margin: two one-sided tests.
 
     −m < D < m                                   m a number
     m G + D > 0  and  m G − D > 0                m a share of G, what the first arm gained over its base
@@ -21,38 +21,38 @@ from moslora.runs.outcomes import Outcome
 from moslora.runs.scores import MACRO
 
 MOST = 100.0
-"""Shares of the gain beyond which an end of `share_interval` counts as infinite."""
+"""Share of the gain beyond which an end of `share_interval` counts as infinite."""
 
 
 def p_unequal(contrast: Contrast, margin: Margin) -> float:
-    """p of a difference of the margin or more: the larger of the two one-sided tests'; 1 for a share of a gain that is
-    not known."""
+    """Return p of a difference of the margin or more in either direction; 1 for a share of an unknown gain.
+
+    The larger p of two one-sided tests.
+    """
     if not margin.of_gain:
         return contrast.effects[MACRO].distribution.beyond(margin.size / contrast.outcome.factor)
     if not contrast.base:
         return 1.0
-    sides = [_side(contrast, margin.size, sign=sign) for sign in (1, -1)]
-    return max(side.below(0) for side in sides)
+    return max(_side(contrast, margin.size, sign=sign).below(0) for sign in (1, -1))
 
 
 def p_worse(contrast: Contrast, margin: Margin) -> float:
-    """One-sided p of a loss of the margin or more; 1 for a share of a gain that is not known."""
+    """Return the one-sided p of a loss of the margin or more; 1 for a share of an unknown gain."""
     direction = contrast.outcome.direction
     if not margin.of_gain:
         distribution = contrast.effects[MACRO].distribution
-        return replace(distribution, difference=direction * distribution.difference).below(
-            -margin.size / contrast.outcome.factor
-        )
+        in_direction = replace(distribution, difference=direction * distribution.difference)
+        return in_direction.below(-margin.size / contrast.outcome.factor)
     return _side(contrast, margin.size, sign=direction).below(0) if contrast.base else 1.0
 
 
 def size_in_words(margin: Margin, outcome: Outcome) -> str:
-    """``0.01 nats``, or ``20 % of the gain``."""
+    """Return ``0.01 nats``, or ``20 % of the gain``."""
     return f"{100 * margin.size:g} % of the gain" if margin.of_gain else f"{margin.size:g} {outcome.unit}"
 
 
-def in_words(contrast: Contrast, margin: Margin) -> str:
-    """``0.01 nats``, or ``20 % of lora's gain (0.0280 nats)``."""
+def margin_in_words(contrast: Contrast, margin: Margin) -> str:
+    """Return ``0.01 nats``, or ``20 % of lora's gain (0.0280 nats)``."""
     outcome = contrast.outcome
     if not margin.of_gain:
         return size_in_words(margin, outcome)
@@ -61,13 +61,15 @@ def in_words(contrast: Contrast, margin: Margin) -> str:
 
 
 def equivalence_title(margin: Margin) -> str:
-    """What `equivalence_interval_in_words` is."""
+    """Return the title of `equivalence_interval_in_words`."""
     return "% of the gain, 90 % interval" if margin.of_gain else "90 % interval"
 
 
 def equivalence_interval_in_words(contrast: Contrast, margin: Margin) -> str:
-    """The interval of confidence 1 − 2 · `LEVEL`, which is within the margin where the arms are equal: of D, or of
-    D / G in percent; empty if the gain is not shown."""
+    """Return the interval of confidence 1 − 2 · `LEVEL`, of D, or of D / G in percent; empty if no gain is shown.
+
+    Arms are equal where it is within the margin.
+    """
     if not margin.of_gain:
         return contrast.outcome.range(contrast.effects[MACRO].equivalence_interval)
     low, high = share_interval(contrast)
@@ -77,8 +79,10 @@ def equivalence_interval_in_words(contrast: Contrast, margin: Margin) -> str:
 
 
 def share_interval(contrast: Contrast) -> tuple[float, float]:
-    """The shares r = D / G that neither of the two one-sided tests of `LEVEL` rejects: Fieller's interval, of
-    confidence 1 − 2 · `LEVEL`. Within ± m the arms are equal. Infinite where the gain itself is not shown."""
+    """Return Fieller's interval of r = D / G, of confidence 1 − 2 · `LEVEL`; infinite where no gain is shown.
+
+    It holds the shares that neither one-sided test of `LEVEL` rejects. Arms are equal where it is within ± m.
+    """
     gained = _side(contrast, 1, sign=0)
     if gained.below(0) > LEVEL:
         return -math.inf, math.inf
@@ -87,7 +91,7 @@ def share_interval(contrast: Contrast) -> tuple[float, float]:
 
 
 def _end(contrast: Contrast, share: float, *, sign: int) -> float:
-    """The smallest r beyond ``share`` with p = `LEVEL` of r G + ``sign`` · D ≤ 0."""
+    """Return the smallest r beyond ``share`` with p = `LEVEL` of r G + ``sign`` · D ≤ 0."""
 
     def excess(more: float) -> float:
         return _side(contrast, share + more, sign=sign).below(0) - LEVEL
@@ -98,9 +102,9 @@ def _end(contrast: Contrast, share: float, *, sign: int) -> float:
 
 
 def _side(contrast: Contrast, share: float, *, sign: int) -> DifferenceDistribution:
-    """The distribution of ``share`` · G + ``sign`` · D."""
+    """Return the distribution of ``share`` · G + ``sign`` · D."""
     outcome = contrast.outcome
-    # Training is to lower it; of texts it is to leave it: what an arm forgot is a rise.
+    # Training should lower such an outcome, but keep that of texts, whose rise is what an arm forgot.
     gain = -share if outcome.direction < 0 and not outcome.of_texts else share
     sides = {}
     for task, (before, after) in contrast.y.items():

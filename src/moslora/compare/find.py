@@ -1,4 +1,7 @@
-"""The evaluations that are compared, found at the paths that a user names."""
+"""Search for the runs, evaluations and logs at the paths that a user names, and what makes two runs one arm.
+
+How logs and tables are read is in `moslora.compare.logs` and `moslora.compare.tables`.
+"""
 
 import json
 import re
@@ -24,47 +27,48 @@ from moslora.runs.run import Run, is_run, result_of
 from moslora.runs.strength import STRENGTH, strength_of
 
 ARM_CHANGES = (Changes.TRAINED, Changes.ROWS)
-"""Another value of a recipe that changes one of these makes another arm. Its base is known by a fingerprint, and its
-rows, wherever they are and however they are read, by a hash of all of them."""
+"""Marks of the recipe values that make another arm. Base and rows are identified by hashes, not by their places."""
 
 
-def find(paths: Sequence[Path], *, evaluation: str | None = None, cluster: str | None = None) -> list[ComparedRun]:
-    """The evaluations at these paths, in their order. If one is a log of another program, all are.
+def find_runs(paths: Sequence[Path], *, evaluation: str | None = None, cluster: str | None = None) -> list[ComparedRun]:
+    """Return the runs at these paths with their answers, in their order. If one is a log of another program, all are.
 
     Args:
         paths: runs, folders of runs, experiments, or folders of one evaluation; or logs.
         evaluation: name of the evaluation's folder in a run; ``None`` for the only one, or the recipe's.
-        cluster: what groups the questions of logs (`read_logs`).
+        cluster: column of logs, or path into a row, that groups the questions (`read_logs`).
+
+    Raises:
+        UsageError: a path has no evaluated run, or ``cluster`` is given for runs.
     """
-    places = [path.resolve() for path in paths]
-    for path, place in zip(paths, places, strict=True):
-        if places.count(place) > 1:
-            raise UsageError(f"{path}: named twice; a comparison needs two different runs or logs")
     runs: list[ComparedRun] = []
     for path in paths:
         index = read_index(path)
         if is_evaluation(path):
-            here = [compared(path)]
+            runs_of_path = [compared(path)]
         elif index is not None:
             if (len(paths) > 1 or evaluation) and read_tables(path):
                 raise UsageError(f"{path}: an experiment in tables is compared alone, without --evaluation")
-            here = _of_experiment(path, index, evaluation=evaluation)
+            runs_of_path = _runs_of_experiment(path, index, evaluation=evaluation)
         else:
-            here = [compared_run(run, evaluation) for run in runs_at(path)]
-            if not here and log_files(path):
+            runs_of_path = [compared_run(run, evaluation) for run in runs_at(path)]
+            if not runs_of_path and log_files(path):
                 return read_logs(paths, cluster=cluster)
-        if not here:
+        if not runs_of_path:
             raise UsageError(f"{path}: no evaluated run here")
-        runs += here
+        runs += runs_of_path
     if cluster is not None:
         raise UsageError(
-            f"--cluster {cluster}: is for logs of other programs; of runs, tasks.NAME.cluster in the recipe says it"
+            f"--cluster {cluster}: only for logs of other programs; for runs, set tasks.NAME.cluster in the recipe"
         )
     return runs
 
 
 def runs_at(path: Path) -> dict[Path, str | None]:
-    """The run at ``path``, those in this folder, or an experiment's with the arms that its index names."""
+    """Return folder -> arm, for the run at ``path``, the runs in this folder, or the runs of an experiment.
+
+    Only an experiment's index names arms; otherwise they are ``None``.
+    """
     index = read_index(path)
     folders: dict[Path, str | None] = dict.fromkeys([path] if is_run(path) else sorted(path.glob("*")))
     if index is not None:
@@ -72,22 +76,24 @@ def runs_at(path: Path) -> dict[Path, str | None]:
     return {folder: arm for folder, arm in folders.items() if is_run(folder)}
 
 
-def _of_experiment(path: Path, index: ExperimentIndex, *, evaluation: str | None) -> list[ComparedRun]:
-    """The scored runs of an experiment: those in its tables, and those that have a folder, which may be at another
-    learning rate now. Says which have no answers, or are missing."""
+def _runs_of_experiment(path: Path, index: ExperimentIndex, *, evaluation: str | None) -> list[ComparedRun]:
+    """Return the scored runs of an experiment, from its tables and from folders. Notes diverged and missing runs.
+
+    An arm with run folders was continued, perhaps at another learning rate. Only table rows at that rate count.
+    """
     rates: dict[str | None, float] = {run.arm: run.learning_rate for run in index.runs}
     rows = [row for row in read_tables(path) if row.role == "scored" and rates.get(row.arm, row.rate) == row.rate]
     runs = []
     for row in rows:
         if row.evaluation is not None:
-            of_row = ComparedRun(row.evaluation, path / row.name, seed=row.seed, validation_loss=row.validation_loss)
-            runs.append(as_arm(of_row, path, str(row.arm)))
-    there = [run for run in index.runs if not run.diverged and is_run(path / run.folder)]
-    for run in there:
-        runs.append(as_arm(compared_run(path / run.folder, evaluation), path, run.arm, as_planned=not evaluation))
-    both: list[FinishedRun | ExperimentRun] = [*rows, *index.runs]
-    diverged = [f"{run.arm} with seed {run.seed}" for run in both if run.diverged]
-    missing = len(index.runs) - len(there) - sum(run.diverged for run in index.runs)
+            run = ComparedRun(row.evaluation, path / row.name, seed=row.seed, validation_loss=row.validation_loss)
+            runs.append(as_arm(run, path, str(row.arm)))
+    with_answers = [each for each in index.runs if not each.diverged and is_run(path / each.folder)]
+    for each in with_answers:
+        runs.append(as_arm(compared_run(path / each.folder, evaluation), path, each.arm, as_planned=not evaluation))
+    scored: list[FinishedRun | ExperimentRun] = [*rows, *index.runs]
+    diverged = [f"{each.arm} with seed {each.seed}" for each in scored if each.diverged]
+    missing = len(index.runs) - len(with_answers) - sum(each.diverged for each in index.runs)
     if diverged:
         note(f"{path}: diverged, so it has no answers and is left out: {', '.join(diverged)}")
     if missing:
@@ -96,8 +102,14 @@ def _of_experiment(path: Path, index: ExperimentIndex, *, evaluation: str | None
 
 
 def as_arm(run: ComparedRun, experiment: Path, arm: str, *, as_planned: bool = False) -> ComparedRun:
-    """``found`` as a run of an experiment's arm, whatever its recipe; ``as_planned`` without what it was asked beyond
-    its recipe."""
+    """Return ``run`` as a run of an experiment's arm, whatever its recipe.
+
+    Args:
+        run: run with its answers.
+        experiment: folder of the experiment.
+        arm: name of the arm.
+        as_planned: leave out answers to questions beyond those of the run's recipe.
+    """
     evaluation = run.evaluation
     if as_planned and evaluation.run is not None:
         evaluation = evaluation.planned_by(evaluation.run.recipe)
@@ -105,71 +117,90 @@ def as_arm(run: ComparedRun, experiment: Path, arm: str, *, as_planned: bool = F
 
 
 def compared_run(path: Path, evaluation: str | None = None) -> ComparedRun:
-    """The run at ``path`` with the evaluation of this name; by default with the only one, or the recipe's."""
+    """Return the run at ``path`` with the evaluation of this name; by default with the only one, or the recipe's."""
     return compared(Run(path).evaluation_folder(evaluation), path=path)
 
 
 def compared(folder: Path, *, path: Path | None = None) -> ComparedRun:
-    """The run with the evaluation in ``folder``, which stands for the run at ``path`` if that is given; with its arm,
-    and the rows and steps of its run."""
+    """Return the run of the evaluation in ``folder``, with its arm, rows and steps.
+
+    Args:
+        folder: folder of the evaluation.
+        path: run, if that is what the user named. Then the evaluated adapter must be the run's result.
+    """
     evaluation = read_complete(folder)
     run = evaluation.run
-    whole = replace(ComparedRun.of(evaluation), path=path or folder)
+    answers = replace(ComparedRun.of(evaluation), path=path or folder)
     if run is None or evaluation.of_base:
-        return whole
+        return answers
     recipe = run.recipe
     facts = run.facts
     step = evaluated_step(evaluation, of_result=path is not None)
     chosen = result_step(facts, recipe.training)
     if step not in (None, chosen):
         chosen = None
-    made = {"steps": "unknown, as are its rows,"}
-    if "imported" not in facts:
-        made = _made(recipe, facts, step=step, chosen=chosen)
-    base = evaluation.weights.fingerprint if evaluation.weights else None
-    arm = arm_key(recipe, facts, base=base)
-    loss = run.validation_loss if result_of(folder) == folder else None
-    whole = replace(whole, name=run.path.name, arm=arm, seed=recipe.seed, validation_loss=loss)
-    return replace(whole, made=made, chosen_step=chosen)
+    return replace(
+        answers,
+        name=run.path.name,
+        arm=arm_key(recipe, facts, base=evaluation.weights.fingerprint if evaluation.weights else None),
+        seed=recipe.seed,
+        training_facts=_training_facts(recipe, facts, step=step, chosen=chosen),
+        chosen_step=chosen,
+        validation_loss=run.validation_loss if result_of(folder) == folder else None,
+    )
 
 
-def _made(recipe: Recipe, facts: Mapping[str, Any], *, step: int | None, chosen: int | None) -> dict[str, str]:
-    """Field -> value: all rows of the source, and those that a seed has chosen among them; and the step of the adapter,
-    or the rule by which validations have ``chosen`` it, so that runs of one rule may have different ones.
+def _training_facts(
+    recipe: Recipe, facts: Mapping[str, Any], *, step: int | None, chosen: int | None
+) -> dict[str, str]:
+    """Return field -> value, for the rows of the source, those drawn by the seed, and the adapter's step.
 
-    What follows from the seed is a field of its own: training leaves out rows that repeat a validation row, so seeds
-    that hold out other duplicates train other numbers of rows, and with epochs of steps.
+    For an adapter that validations chose, the rule stands for the step, as one rule may choose different steps. What
+    depends on the seed is a field of its own: training leaves out rows that repeat a validation row, so with another
+    seed the number of trained rows may differ, and with epochs the number of steps.
+
+    Args:
+        recipe: recipe of the run.
+        facts: content of its ``run.json``.
+        step: step of the adapter; ``None`` if unknown.
+        chosen: that step, if validations chose it.
     """
+    if "imported" in facts:
+        return {"steps": "unknown, as are its rows,"}
     values = recipe.model_dump(mode="json")
     data = facts.get("data", {})
     training = recipe.training
     total = facts.get("steps")
-    made = {}
+    fields = {}
     for key in fields_that_change(Changes.ROWS):
         section, _, name = key.partition(".")
-        made[key] = str(values[section].get(name))
+        fields[key] = str(values[section].get(name))
     by_seed = f".{recipe.seed}" if "source_sha256" in data else ""
-    made[f"trained_rows{by_seed}"] = str(facts.get("trained_rows"))
-    made["steps"] = str(total if step is None else step)
+    fields[f"trained_rows{by_seed}"] = str(facts.get("trained_rows"))
+    fields["steps"] = str(total if step is None else step)
     if step in (None, total) and training.max_steps is None and by_seed:
-        made[f"steps{by_seed}"] = made["steps"]
-        made["steps"] = f"{training.epochs:g} epochs"
+        fields[f"steps{by_seed}"] = fields["steps"]
+        fields["steps"] = f"{training.epochs:g} epochs"
     if chosen is not None:
-        made["steps"] = (
+        fields["steps"] = (
             f"the {training.result} of up to {total}, validated every {training.validate_every} by"
             f" {training.best_by}, patience {training.patience}"
         )
-    made[f"rows.{recipe.seed}"] = str(data.get("sha256"))[:8]
+    fields[f"rows.{recipe.seed}"] = str(data.get("sha256"))[:8]
     if "source_sha256" in data:
-        made["rows"] = data["source_sha256"][:8]
-    return made
+        fields["rows"] = data["source_sha256"][:8]
+    return fields
 
 
 def evaluated_step(evaluation: Evaluation, *, of_result: bool) -> int | None:
-    """The step of the adapter that was evaluated; ``None`` if its run keeps none.
+    """Return the step of the evaluated adapter; ``None`` if the run has no adapter any more, or an imported one.
+
+    Args:
+        evaluation: evaluation in the folder of a run.
+        of_result: whether it has to be of the run's result.
 
     Raises:
-        UsageError: its run has other adapters, or, where it has to be the run's result, that is another one.
+        UsageError: the run has other adapters, or another result.
     """
     folder = evaluation.folder
     run = Run(folder.parent.parent)
@@ -178,22 +209,28 @@ def evaluated_step(evaluation: Evaluation, *, of_result: bool) -> int | None:
     for adapter in adapters:
         manifest = read_manifest(adapter)
         if manifest["sha256"][WEIGHTS] == adapter_hash:
-            return manifest.get("step")  # none of an imported one
+            return manifest.get("step")
     checkpoint = re.search(r"-step-(\d+)$", folder.name)
-    if checkpoint and not of_result:
-        return int(checkpoint[1])  # which was deleted since
+    if checkpoint and not of_result:  # the checkpoint was deleted
+        return int(checkpoint[1])
     if adapters:
         raise UsageError(
-            f"{folder}: scores of other weights than {run.path} has now, perhaps after more training; remove this"
+            f"{folder}: scores of other weights than those in {run.path}, perhaps before it trained on; remove this"
             f" folder and evaluate again: moslora eval {shlex.quote(str(run.path))}"
         )
     return None
 
 
 def arm_key(recipe: Recipe, facts: Mapping[str, Any], *, base: str | None) -> str:
-    """What makes the arm of a run: every value of its recipe that changes a step, but for the seed; a hash of all rows
-    of its source; its ``base``, a fingerprint if it is known; the weights that it started with; its
-    strength; and with a gate's balance, which each pass takes over its own rows, what cut the passes.
+    """Return the key of a run's arm: all that changes a training step, except the seed.
+
+    These are values of its recipe, a hash of all rows of its source, its base, the weights that it started with, its
+    strength, and for a gate with a balance loss, which is a mean over each pass, what divides rows into passes.
+
+    Args:
+        recipe: recipe of the run.
+        facts: content of its ``run.json``.
+        base: fingerprint of its base; ``None`` if it is unknown.
     """
     values = recipe.values_changing(*ARM_CHANGES)
     strength = strength_of(facts)

@@ -1,4 +1,4 @@
-"""What runs gained over their base, whose answers to the same questions may lie beside theirs."""
+"""Gains of runs over their base, from its answers to the same questions."""
 
 from collections.abc import Sequence
 
@@ -13,9 +13,14 @@ from moslora.runs.scores import MACRO
 
 
 def shared_base(runs: Sequence[Evaluation]) -> Evaluation | None:
-    """The base's answers to the questions of these runs, which all have the same; in the order of their ids. ``None``
-    if there are none, if the runs have several bases, or if these were asked in another way. They lie beside the
-    answers of one of the runs, where `moslora eval RUN --base` writes them, or in the same table."""
+    """Return the base's answers to the questions of these runs, in the order of their ids; ``None`` without them.
+
+    `moslora eval RUN --base` writes them beside the answers of a run; they may also be in the runs' table. They do not
+    count if the runs have several bases, or if the base was asked in another way.
+
+    Args:
+        runs: answers to the same questions.
+    """
     for run in runs:
         if run.base is None:
             continue
@@ -26,34 +31,40 @@ def shared_base(runs: Sequence[Evaluation]) -> Evaluation | None:
 
 
 def gain_of(runs: Sequence[Evaluation], base: Evaluation, outcome: Outcome) -> Effect | None:
-    """The outcome of an arm's runs minus their base's, on average over the tasks; ``None`` if the base, or one of the
-    runs, does not have it of the same questions, or if these are one cluster. The questions of all are in the order of
-    their ids."""
+    """Return the outcome of an arm's runs minus their base's, macro average; ``None`` if it is not known.
+
+    It is not known if the base or a run lacks the outcome for the same questions, or if these are a single cluster.
+
+    Args:
+        runs: answers of the arm's runs, in the order of the questions' ids.
+        base: answers of their base, in the same order.
+        outcome: outcome of questions.
+    """
     differences = {}
-    for task, of_base in base.tasks.items():
-        column = of_base.outcomes.get(outcome.name)
-        if not column:
+    for task, base_answers in base.tasks.items():
+        base_column = base_answers.outcomes.get(outcome.name)
+        if not base_column:
             continue
-        answers = [run.tasks[task] for run in runs if task in run.tasks]
-        alike = [its for its in answers if its.ids == of_base.ids and its.cluster_count > 1]
-        columns = [its.outcomes[outcome.name] for its in alike if outcome.name in its.outcomes]
+        tables = [run.tasks[task] for run in runs if task in run.tasks]
+        comparable = [table for table in tables if table.ids == base_answers.ids and table.cluster_count > 1]
+        columns = [table.outcomes[outcome.name] for table in comparable if outcome.name in table.outcomes]
         if not runs or len(columns) < len(runs):
             return None
-        differences[task] = np.array(columns) - np.array(column)
+        differences[task] = np.array(columns) - np.array(base_column)
     if not differences:
         return None
     return effects(differences, binary=outcome.binary, clusters=cluster_codes(runs))[MACRO]
 
 
 def title_of_gain(outcome: Outcome) -> str:
-    """The title of a column of gains: a rise is a gain, or where lower is better a change."""
+    """Return the title of a column of gains, or of changes where lower is better."""
     if outcome.direction < 0:
         return "change from base, 95 % interval"
     return "gain over base, 95 % interval"
 
 
 def gain_in_words(gain: Effect | None, outcome: Outcome) -> str:
-    """A gain with its interval, ``+0.0280 (+0.0190 to +0.0370)``; empty if it is not known."""
+    """Return a gain with its interval, ``+0.0280 (+0.0190 to +0.0370)``; empty if it is not known."""
     if gain is None:
         return ""
     return f"{outcome.change(gain.difference)} ({outcome.range(gain.interval)})"

@@ -1,4 +1,4 @@
-"""A comparison for programs: one contrast as JSON, and whether what is required of it was concluded."""
+"""A comparison for programs: one contrast as JSON, and whether a required conclusion was reached."""
 
 import json
 from dataclasses import dataclass
@@ -9,22 +9,21 @@ from moslora.compare.comparison import Comparison
 from moslora.compare.conclusion import TOO_FEW, conclusions, verdict_on
 from moslora.compare.contrast import Contrast
 from moslora.compare.display import members_of
-from moslora.compare.equality import in_words, p_worse
+from moslora.compare.equality import margin_in_words, p_worse
 from moslora.compare.statistics import LEVEL, Member
 from moslora.errors import UsageError
 from moslora.runs.scores import MACRO
 
 NOT_CONCLUDED = 4
-"""Exit code where what is required was not concluded."""
+"""Exit code if the required conclusion was not reached."""
 
 
 @dataclass(frozen=True)
 class Gate:
-    """The one contrast of a comparison, and what is required of it, if anything is.
+    """The only contrast of a comparison, and the conclusion that is required of it, if any.
 
     Raises:
-        UsageError: there are several contrasts; or it is not known which numbers are better, or which difference
-            matters.
+        UsageError: there are several contrasts; or the requirement needs a direction or a margin that is not known.
     """
 
     comparison: Comparison
@@ -44,20 +43,23 @@ class Gate:
 
     @property
     def contrast(self) -> Contrast:
-        """The contrast."""
+        """Contrast that the requirement is about."""
         assert self.comparison.main is not None
         return self.comparison.main
 
     @property
     def member(self) -> Member:
-        """What holds of the contrast."""
+        """Interval and p values of the contrast."""
         ((_, member),) = members_of(self.comparison)
         return member
 
     @property
     def concluded(self) -> bool:
-        """Whether what is required was concluded: `better` than the first arm; `not-worse`, as the 95 % interval
-        excludes a loss of the margin or more; or `equal` within the margin."""
+        """Whether the required conclusion was reached.
+
+        `better` than the first arm; `not-worse`, as the 95 % interval excludes a loss of the margin or more; or `equal`
+        within the margin.
+        """
         verdict = verdict_on(self.contrast, self.member)
         if verdict == TOO_FEW:
             return False
@@ -66,12 +68,14 @@ class Gate:
         return self.member.equal <= LEVEL if self.required == "equal" else verdict == self.required
 
     def __str__(self) -> str:
-        """The last line."""
-        within = "" if self.required == "better" else f" within {in_words(self.contrast, self.comparison.margin)}"
+        """Return a line on the requirement and whether it was concluded."""
+        within = (
+            "" if self.required == "better" else f" within {margin_in_words(self.contrast, self.comparison.margin)}"
+        )
         return f"required: {self.required}{within}; {'' if self.concluded else 'NOT '}concluded"
 
     def to_json(self) -> str:
-        """The contrast for a program: differences in the unit of the outcome."""
+        """Return the contrast as JSON, with differences in the unit of the outcome."""
         contrast, outcome = self.contrast, self.contrast.outcome
         effect = contrast.effects[MACRO]
         margin = self.comparison.margin

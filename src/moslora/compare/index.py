@@ -1,4 +1,7 @@
-"""The index of an experiment: its runs, arm by arm, and what is to be compared. Experiments write it."""
+"""Index of an experiment, ``experiment.json``: its runs, arm by arm, and the planned comparisons.
+
+`moslora.experiment.study` writes it.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
 from moslora.compare.margin import read_margin
 from moslora.errors import MosloraError, first_line
@@ -17,31 +20,39 @@ from moslora.runs.conditions import Conditions
 from moslora.runs.outcomes import OutcomeName
 
 EXPERIMENT = "experiment.json"
+"""Name of the file."""
 
-
-MarginText = Annotated[str, AfterValidator(lambda text: str(read_margin(text)))]
-"""A margin as it is typed, for pydantic."""
+MarginText = Annotated[str, BeforeValidator(lambda margin: str(read_margin(margin)))]
+"""Text of a margin, such as 0.01 or 20%, for pydantic."""
 
 
 @dataclass(frozen=True)
 class ExperimentRun:
-    """One scored run."""
+    """A scored run of an experiment that has a folder.
+
+    Attributes:
+        arm: name of its arm.
+        seed: its seed.
+        learning_rate: its learning rate.
+        folder: its folder, relative to the experiment's.
+        diverged: whether it diverged, and therefore has no answers.
+    """
 
     arm: str
     seed: int
     learning_rate: float
-    folder: str  # as seen from the experiment's
-    diverged: bool = False  # and so without answers
+    folder: str
+    diverged: bool = False
 
 
 @dataclass(frozen=True)
 class ArmCard:
-    """How the runs of an arm were made.
+    """Recipe and provenance of the runs of an arm.
 
     Attributes:
-        recipe: the text of its recipe, whatever its learning rate and seed.
-        made_with: hashes and versions as in the ``run.json`` of its runs, each set of them once.
-        of: the arm whose adapters it applies at a strength; empty of an arm that trains.
+        recipe: text of its recipe, with any learning rate and seed.
+        made_with: provenances in the ``run.json`` of its runs, each once (`moslora.experiment.provenance`).
+        of: arm whose adapters it applies at a strength; empty for an arm that trains.
     """
 
     recipe: str
@@ -49,7 +60,7 @@ class ArmCard:
     of: str = ""
 
     def read_recipe(self) -> Recipe:
-        """Its recipe, which is compared, and never run."""
+        """Return the recipe, for comparison with another one only: its paths are not resolved."""
         return _parsed(self.recipe)
 
 
@@ -60,11 +71,11 @@ def _parsed(recipe: str) -> Recipe:
 
 @dataclass(frozen=True)
 class Card:
-    """How the runs in the tables of an experiment were made (`moslora.compare.tables`).
+    """Origin of the runs in the tables of an experiment (`moslora.compare.tables`).
 
     Attributes:
-        arms: their names, and how their runs were made.
-        asked: how their questions were asked; ``None`` if none was scored.
+        arms: name -> card of the arm.
+        asked: conditions of all evaluations; ``None`` if no run was scored.
     """
 
     arms: Mapping[str, ArmCard]
@@ -73,17 +84,17 @@ class Card:
 
 @dataclass(frozen=True)
 class ExperimentIndex:
-    """The content of ``experiment.json``.
+    """Content of ``experiment.json``.
 
     Attributes:
-        name: of the experiment.
-        contrast: the comparison named beforehand: the second arm against the first.
-        outcome: the number that is compared.
-        runs: those that are scored and have a folder.
-        others: comparisons that were named with ``contrast``.
-        file: the experiment's, as seen from the folder: both may be moved.
-        margin: the largest difference that does not matter, such as 20%; ``None`` for the outcome's own.
-        card: of the runs that are in tables; ``None`` without any.
+        name: name of the experiment.
+        contrast: planned comparison, the second arm against the first.
+        outcome: number that is compared.
+        runs: scored runs that have a folder.
+        others: further planned comparisons.
+        file: experiment file, relative to the folder, as both may be moved together.
+        margin: largest negligible difference, such as 20%; ``None`` for the outcome's own.
+        card: origin of the runs that are in tables; ``None`` without tables.
     """
 
     name: str
@@ -97,17 +108,22 @@ class ExperimentIndex:
 
     @property
     def named(self) -> tuple[tuple[str, str], ...]:
-        """All comparisons named beforehand."""
+        """All planned comparisons."""
         return (self.contrast, *self.others)
 
     def write(self, folder: Path) -> None:
+        """Write the index into ``folder``, without the keys of a margin and a card that it does not have."""
         unused = {name for name in ("margin", "card") if getattr(self, name) is None}
         text = TypeAdapter(ExperimentIndex).dump_json(self, indent=2, exclude=unused).decode()
         write_text(folder / EXPERIMENT, f"{text}\n")
 
 
 def read_index(folder: Path) -> ExperimentIndex | None:
-    """The index that `ExperimentIndex.write` wrote; ``None`` in a folder that is no experiment's."""
+    """Return the index in ``folder``; ``None`` if the folder is not an experiment's.
+
+    Raises:
+        MosloraError: the file is damaged.
+    """
     path = folder / EXPERIMENT
     if not path.is_file():
         return None

@@ -1,4 +1,7 @@
-"""Logs of Inspect (``inspect_ai``): a row for each sample that has a score, with the names that lm-eval's rows have."""
+"""Logs of Inspect (``inspect_ai``) as rows with the keys of lm-eval's, one for each sample that has a score.
+
+`moslora.compare.logs` makes answers of the rows.
+"""
 
 import hashlib
 import re
@@ -14,23 +17,25 @@ from moslora.errors import UsageError, counted, first_line, needing
 SUFFIXES = (".eval", ".json")
 
 DATED = re.compile(r"\d{4}-\d\d-\d\dT.+\.(eval|json)")
-"""A name that Inspect gave, after the time, the task and an id. Other names are the user's."""
+"""File name that Inspect gave, of time, task and id. Other names are the user's."""
 
 EPOCH = ", epoch "
-"""In the id of a sample that was asked again."""
+"""Separator between a sample's id and its epoch."""
 
 GRADES = {"C": 1, "P": 0.5, "I": 0, "N": 0}
-"""Correct, partially correct, incorrect and no answer, as Inspect counts them."""
+"""Grade -> score, as in Inspect: correct, partially correct, incorrect, no answer."""
 
 
 def model_of(file: Path) -> str:
-    """The name of the model that was asked."""
+    """Return the name of the evaluated model."""
     return _read(file, header_only=True).eval.model
 
 
 def read_rows(file: Path) -> Iterator[dict[str, Any]]:
-    """A row for each sample and epoch. Its metrics are its scores: of a single one ``score``, of several their scorers'
-    names, with the key of a score that is a table. Says how many samples have no score."""
+    """Yield a row for each scored sample and epoch. Notes how many samples have no score.
+
+    A single score is the metric ``score``. Several are named by their scorers, and those in a table also by their keys.
+    """
     log = _read(file)
     samples = log.samples or []
     scores = [_numbers(sample.scores or {}) for sample in samples]
@@ -43,8 +48,8 @@ def read_rows(file: Path) -> Iterator[dict[str, Any]]:
         if is_single:
             (value,) = numbers.values()
             numbers = {"score": value}
-        question = (_said(sample.input), sample.choices)
-        asked = takewhile(lambda message: message.role != "assistant", sample.messages)
+        question = (_text_of(sample.input), sample.choices)
+        prompt = takewhile(lambda message: message.role != "assistant", sample.messages)
         yield numbers | {
             "doc_id": f"{sample.id}{EPOCH}{sample.epoch}".removesuffix(f"{EPOCH}1"),
             "task": log.eval.task,
@@ -53,7 +58,7 @@ def read_rows(file: Path) -> Iterator[dict[str, Any]]:
             "arguments": question,
             "doc_hash": _hash(question),
             "target_hash": _hash(sample.target),
-            "prompt_hash": _hash(_said([*asked])),
+            "prompt_hash": _hash(_text_of([*prompt])),
             "metadata": sample.metadata,
         }
     if missing > 0:
@@ -61,11 +66,16 @@ def read_rows(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def _read(file: Path, *, header_only: bool = False) -> Any:
+    """Return a log, without its larger parts.
+
+    Raises:
+        UsageError: the file is not a log of Inspect, or Inspect is not installed.
+    """
     with needing("inspect_ai", str(file)):
         from inspect_ai.log import read_eval_log
     try:
         return read_eval_log(file, header_only, exclude_fields={"attachments", "events", "store"})
-    except Exception as error:  # of whatever kind
+    except Exception as error:  # Inspect documents no types
         fault = first_line(error)
         raise UsageError(
             f"{file}: not a log of Inspect ({fault}); a table must be .csv or .jsonl, a log of lm-eval"
@@ -74,7 +84,7 @@ def _read(file: Path, *, header_only: bool = False) -> Any:
 
 
 def _numbers(scores: Mapping[str, Any]) -> dict[str, float]:
-    """Each score that is a number, by its scorer and, in a table, by its key."""
+    """Return the scores that are numbers, by scorer, and by key for a score that is a table."""
     numbers = {}
     for scorer, score in scores.items():
         values = {scorer: score.value}
@@ -92,8 +102,8 @@ def _hash(value: Any) -> str:
     return hashlib.sha256(ascii(value).encode()).hexdigest()
 
 
-def _said(messages: Any) -> str:
-    """A text, or who says what in messages: their ids are new in each evaluation."""
+def _text_of(messages: Any) -> str:
+    """Return a text, or the roles and contents of messages, without their ids, which are new in each evaluation."""
     if isinstance(messages, str):
         return messages
     return str([(message.role, message.content) for message in messages])

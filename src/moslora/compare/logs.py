@@ -1,11 +1,11 @@
-"""Logs of other programs as answers: lm-eval's ``--log_samples``, Inspect's, and tables with a question's id and score.
+"""Logs of other programs as answers: lm-eval's ``--log_samples``, Inspect's, and tables with an id and a score.
 
 ``samples_TASK_DATE.jsonl``   a line per question and filter; the files in a folder are one evaluation
 ``DATE_TASK_ID.eval``         Inspect's, also ``.json``; those of one model in a folder are one evaluation
 ``NAME.jsonl``, ``NAME.csv``  ``id``, ``score`` and, if there are several, ``task``; a file is one evaluation
 
-What groups the questions is a column, or a path into a row, such as ``doc.passage``; and equal questions are grouped,
-where the log has their texts.
+Questions are grouped by a column, or by a path into a row, such as ``doc.passage``. Equal questions are grouped where
+the log has their texts.
 """
 
 import csv
@@ -20,7 +20,7 @@ from pydantic_core import from_json
 from moslora.compare import inspect_logs
 from moslora.compare.compared_run import ComparedRun
 from moslora.data.clusters import clusters_of
-from moslora.errors import UsageError, capped, first_line
+from moslora.errors import UsageError, first_line
 from moslora.runs.answers import TaskAnswers
 from moslora.runs.evaluation import Evaluation
 from moslora.runs.outcomes import log_softmax
@@ -29,28 +29,29 @@ from moslora.runs.predictions import argmax, deciding
 SAMPLES = re.compile(r"samples_(.+?)(_\d{4}-\d\d-\d\dT[\d.-]+)?\.jsonl")
 
 SEED = re.compile(r"[-_.]*(?<![a-z0-9])seed[-_.=]?(\d+)(?![a-z0-9])", re.I)
-"""A seed named in a path, as in lora-seed3."""
+"""Seed in a path, as in lora-seed3."""
 
 PROMPT = "prompt_hash"
 HASHES = ("doc_hash", "target_hash", PROMPT)
-"""Of a question in a log. Prompts may differ if that is meant, as with a chat template."""
+"""Hashes of a question in a log. Prompts may differ on purpose, as with a chat template."""
 
 BOOLEANS = {"True": 1, "False": 0}
-"""Scores as Python writes them into a table."""
+"""Texts of truth values, as Python writes them into a table -> scores."""
 
-
-TEN = 10
-"""A score above this is taken for one in percent, beside scores of at most 1."""
+PERCENT_ABOVE = 10
+"""Score above which a column counts as percent, beside columns of at most 1."""
 
 
 class Sample(NamedTuple):
     """A question of a log.
 
     Attributes:
-        scores: metric -> score; of the whole log, (metric, filter) -> score.
+        id: its id in the log.
+        scores: metric -> score, of one row; (metric, filter) -> score, of all its rows.
+        hashes: name -> hash, by the names of `HASHES`.
         gold: position of the right option, -1 if it is not known.
-        shared: the text that it shares with the questions of its cluster, or "".
-        question: a hash of the question with its options; ``None`` if the log has no text.
+        shared: text that it shares with the questions of its cluster, or "".
+        question: hash of the question with its options; ``None`` if the log has no text.
     """
 
     id: str
@@ -62,11 +63,11 @@ class Sample(NamedTuple):
 
 
 Samples = dict[str, Sample]
-"""Id -> sample."""
+"""Id -> sample, of one task."""
 
 
 def log_files(path: Path) -> list[Path]:
-    """The log at ``path``, or all of lm-eval's and Inspect's below it."""
+    """Return the log at ``path``, or all logs of lm-eval and Inspect below it."""
     if path.is_file():
         return [path]
     patterns = ("samples_*.jsonl", "*.eval", "[0-9]*T*.json")
@@ -74,42 +75,44 @@ def log_files(path: Path) -> list[Path]:
 
 
 def read_logs(paths: Sequence[Path], *, cluster: str | None = None) -> list[ComparedRun]:
-    """The evaluations in these logs, in their order. An arm is their path without the seed that it names, so that paths
-    which differ only in a seed are one; a name is what is left of it without the parts that all have.
+    """Return the evaluations in these logs, in their order.
+
+    Paths that differ only in a seed are one arm. The arm is named by the parts of its path that not all arms have.
 
     Args:
-        paths: logs, or folders of them.
-        cluster: the column, or the path into a row, of what groups the questions; ``None``: each is alone, unless
-            another one is equal.
+        paths: logs, or folders of logs.
+        cluster: column, or path into a row, that groups the questions; ``None`` to group only equal ones.
+
+    Raises:
+        UsageError: a file is not a log, ``cluster`` groups nothing, or the logs have scores in different units.
     """
     logs: dict[Path, dict[str, Samples]] = {}
     for place, files in _files_by_evaluation(paths).items():
         for file in files:
             _read_file(file, logs.setdefault(place, {}), cluster)
-    # Whether the column groups any questions.
-    groups = any(clusters_of(_shared(samples), {}) for read in logs.values() for samples in read.values())
+    are_grouped = any(clusters_of(_shared(samples), {}) for log in logs.values() for samples in log.values())
     runs = []
-    for place, read in logs.items():
+    for place, log in logs.items():
         tasks = {}
-        for task, samples in read.items():
+        for task, samples in log.items():
             tasks[task] = _columns(samples, _common_filters([other[task] for other in logs.values() if task in other]))
         label = _label(place)
         seed = None
         for number in SEED.findall(label):
             seed = int(number)
         runs.append(ComparedRun(Evaluation(place, None, tasks), place, arm=SEED.sub("", label), seed=seed))
-    if cluster is not None and not groups:
+    if cluster is not None and not are_grouped:
         raise UsageError(
             f"--cluster {cluster}: groups no questions of these logs; must be a column, or a path such as doc.passage,"
             " with a text that some questions of a task share"
         )
     _refuse_other_ranges(runs)
-    in_all = set.intersection(*(set(one.arm.split("/")) for one in runs))
-    return [replace(one, name="/".join(part for part in one.arm.split("/") if part not in in_all)) for one in runs]
+    common = set.intersection(*(set(run.arm.split("/")) for run in runs))
+    return [replace(run, name="/".join(part for part in run.arm.split("/") if part not in common)) for run in runs]
 
 
 def _label(place: Path) -> str:
-    """The path of an evaluation, of a file without its suffix, or with the model for a name that Inspect gave."""
+    """Return an evaluation's path: of a file without its suffix, or with the model in place of Inspect's name."""
     if not place.is_file():
         return str(place)
     if inspect_logs.DATED.fullmatch(place.name):
@@ -118,8 +121,11 @@ def _label(place: Path) -> str:
 
 
 def _files_by_evaluation(paths: Sequence[Path]) -> dict[Path, list[Path]]:
-    """The path of each evaluation, and its files. A table is an evaluation; so is a folder of lm-eval's files, and what
-    Inspect wrote of a model into a folder, unless the user names the files."""
+    """Return the path of each evaluation with its files.
+
+    A table is an evaluation. So is a folder of lm-eval's files, and all that Inspect wrote of a model into a folder,
+    unless the user names its files.
+    """
     evaluations: dict[Path, list[Path]] = {}
     for path in paths:
         files = log_files(path)
@@ -136,7 +142,7 @@ def _files_by_evaluation(paths: Sequence[Path]) -> dict[Path, list[Path]]:
 
 
 def _rows(file: Path) -> Iterator[Any]:
-    """The rows of a file, whichever program wrote it."""
+    """Yield the rows of a file, whichever program wrote it."""
     if file.suffix in inspect_logs.SUFFIXES:
         yield from inspect_logs.read_rows(file)
         return
@@ -148,37 +154,46 @@ def _rows(file: Path) -> Iterator[Any]:
 
 
 def _read_file(file: Path, tasks: dict[str, Samples], cluster: str | None) -> None:
-    """Adds a file's samples to those of ``tasks``."""
+    """Add a file's samples to ``tasks``.
+
+    Args:
+        file: log of one or more tasks.
+        tasks: task -> samples of the evaluation so far.
+        cluster: as of `read_logs`.
+
+    Raises:
+        UsageError: a row is not one of a log, or repeats a question; or there is none.
+    """
     named = SAMPLES.fullmatch(file.name)
     task_of_file = named[1] if named else "questions"
     read = 0
     try:
         for row in _rows(file):
             if "doc_id" in row:
-                sample = _of_lm_eval(row)
+                sample = _sample_of_lm_eval(row)
             else:
                 score = row["score"]
                 sample = Sample(str(row["id"]), {"score": float(BOOLEANS.get(score, score))}, {})
             sample = sample._replace(question=_question(row), shared=_shared_text(row, cluster))
             task = str(row.get("task") or task_of_file)
             scores = {(metric, str(row.get("filter"))): score for metric, score in sample.scores.items()}
-            known = tasks.setdefault(task, {}).setdefault(sample.id, sample._replace(scores={}))
-            if scores.keys() & known.scores.keys():
+            whole = tasks.setdefault(task, {}).setdefault(sample.id, sample._replace(scores={}))
+            if scores.keys() & whole.scores.keys():
                 raise UsageError(
                     f"{file}: row {read + 1}: question {sample.id} of {task} appears twice; choose the files of a"
                     " single evaluation"
                 )
-            known.scores.update(scores)
+            whole.scores.update(scores)
             read += 1
     except (KeyError, ValueError, TypeError, AttributeError, csv.Error) as error:
-        what = f"has no {error}" if isinstance(error, KeyError) else first_line(error)
-        raise UsageError(f"{file}: row {read + 1}: {what}; must have id and score, or be lm-eval's") from None
+        fault = f"has no {error}" if isinstance(error, KeyError) else first_line(error)
+        raise UsageError(f"{file}: row {read + 1}: {fault}; must have id and score, or be lm-eval's") from None
     if not read:
         raise UsageError(f"{file}: no questions")
 
 
 def _shared_text(row: Mapping[str, Any], cluster: str | None) -> str:
-    """The value at a path such as ``doc.passage``; empty if the row does not have it."""
+    """Return the value at a path such as ``doc.passage``; empty if the row does not have it."""
     if cluster is None:
         return ""
     value: Any = row
@@ -188,19 +203,21 @@ def _shared_text(row: Mapping[str, Any], cluster: str | None) -> str:
 
 
 def _question(row: Mapping[str, Any]) -> int | None:
-    """A hash of what was asked: of lm-eval's requests for the row, or of a table's columns for question and options."""
-    asked = row.get("arguments")
+    """Return a hash of the question: of lm-eval's requests, or of a table's question and options; ``None`` without."""
+    question = row.get("arguments")
     if row.get("question"):
-        asked = [row["question"], row.get("options"), row.get("choices")]
-    if not asked:
+        question = [row["question"], row.get("options"), row.get("choices")]
+    if not question:
         return None
-    return hash(str(asked))
+    return hash(str(question))
 
 
-def _of_lm_eval(row: Mapping[str, Any]) -> Sample:
-    """Every metric that is a number; and where the log has log-likelihoods l of options, the right one's log softmax of
-    l, and of l per character. Which is right says its index or its text; if lm-eval's ``acc`` says otherwise, it is not
-    known."""
+def _sample_of_lm_eval(row: Mapping[str, Any]) -> Sample:
+    """Return the sample of a row of lm-eval, with every metric that is a number.
+
+    Where the row has log-likelihoods l of options, the right option's log softmax of l, and of l per character, are
+    metrics, too. The target names the right option by index or text, and counts only if lm-eval's ``acc`` agrees.
+    """
     scores = {}
     for metric in row["metrics"]:
         value = row[metric]
@@ -209,7 +226,8 @@ def _of_lm_eval(row: Mapping[str, Any]) -> Sample:
     sample = Sample(str(row["doc_id"]), scores, {name: row[name] for name in HASHES})
     responses = row["filtered_resps"]
     are_options = all(isinstance(response, list) and len(response) == 2 for response in responses)
-    if not are_options or len(responses) < 2 or "acc_mutual_info" in scores:  # which has each option a second time
+    # With mutual information each option is there a second time, without its question.
+    if not are_options or len(responses) < 2 or "acc_mutual_info" in scores:
         return sample
     likelihoods = tuple(float(likelihood) for likelihood, _ in responses)
     options = [arguments["arg_1"].strip() for arguments in row["arguments"].values()]
@@ -229,14 +247,16 @@ def _of_lm_eval(row: Mapping[str, Any]) -> Sample:
 
 
 def _common_filters(logs: Sequence[Samples]) -> set[str]:
-    """The filters of a task that all of these logs have; those of all logs where they have none in common."""
+    """Return the filters of a task that all of these logs have; without such a filter, those of any log."""
     filters = [{filter for sample in samples.values() for _, filter in sample.scores} for samples in logs]
     return set.intersection(*filters) or set.union(*filters)
 
 
 def _columns(samples: Samples, filters: Collection[str]) -> TaskAnswers:
-    """A column for each metric under one of these ``filters`` that all questions have; of several filters, as in
-    lm-eval's results: metric,filter."""
+    """Return the answers to a task, with a column for each metric that all questions have under one of these filters.
+
+    With several filters a column is named as in lm-eval's results: metric,filter.
+    """
     ids = tuple(sorted(samples))
     rows = [samples[id] for id in ids]
     first = rows[0]
@@ -247,31 +267,27 @@ def _columns(samples: Samples, filters: Collection[str]) -> TaskAnswers:
     hashes = {name: tuple(row.hashes[name] for row in rows) for name in first.hashes}
     gold = tuple(row.gold for row in rows)
     questions: dict[str, Hashable] = {row.id: row.question for row in rows}
-    if len(set(questions.values())) == 1:  # what stands in all rows is no question
+    if len(set(questions.values())) == 1:  # an instruction, or no text at all
         questions = {id: id.partition(inspect_logs.EPOCH)[0] for id in ids}
     answers = TaskAnswers(ids, () if -1 in gold else gold, outcomes, hashes)
     return answers.grouped(clusters_of(_shared(samples), questions))
 
 
 def _refuse_other_ranges(logs: Sequence[ComparedRun]) -> None:
-    """Refuses logs of one score from 0 to 1 in some, and in others from 0 to as much as 100."""
-    ranges: dict[str, dict[bool, str]] = {}  # of a score whether it is in percent -> its range, and where it is so
+    """Refuse logs whose scores are from 0 to 1 in some and in percent in others."""
+    ranges: dict[str, dict[bool, str]] = {}  # score -> whether it is in percent -> its range and log
     for log in logs:
         for task, answers in log.tasks.items():
             for outcome, column in answers.outcomes.items():
                 low, high = min(column), max(column)
-                if low >= 0 and (high <= 1 or high > TEN):
-                    of_score = ranges.setdefault(f"{outcome} of {task}", {})
-                    of_score.setdefault(high > 1, f"{low:g} to {high:g} in {log.path}")
-    faults = [
-        f"{score}: {' and '.join(both.values())}; give all in the same unit"
-        for score, both in ranges.items()
-        if len(both) > 1
-    ]
-    if faults:
-        raise UsageError(capped(faults))
+                if low >= 0 and (high <= 1 or high > PERCENT_ABOVE):
+                    by_unit = ranges.setdefault(f"{outcome} of {task}", {})
+                    by_unit.setdefault(high > 1, f"{low:g} to {high:g} in {log.path}")
+    for score, by_unit in ranges.items():
+        if len(by_unit) > 1:
+            raise UsageError(f"{score}: {' and '.join(by_unit.values())}; give all in the same unit")
 
 
 def _shared(samples: Samples) -> dict[str, str]:
-    """Id -> the text that a question shares with others, or "", in the order of the answers."""
+    """Return id -> text that a question shares with others, or "", in the order of the answers."""
     return {id: samples[id].shared for id in sorted(samples)}

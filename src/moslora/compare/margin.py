@@ -1,4 +1,7 @@
-"""The margin within which two arms are equal, as it is typed and written: a number, or a share of a gain."""
+"""Margin within which two arms are equal: a number, or a share of a gain.
+
+The tests are in `moslora.compare.equality`.
+"""
 
 import math
 from contextlib import suppress
@@ -7,26 +10,26 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Margin:
-    """The largest difference that does not matter; 0 if nobody knows which.
+    """Largest negligible difference; 0 if it is unknown.
 
     Attributes:
-        size: in the unit of the outcome; or a share, such as 0.2.
-        of_gain: whether it is a share of what the arm that the other is held against gained over its base.
+        size: number in the unit of the outcome, or a share, such as 0.2.
+        of_gain: whether it is a share of the first arm's gain over its base.
     """
 
     size: float
     of_gain: bool = False
 
     def __str__(self) -> str:
-        """As it is typed: ``0.01`` or ``20%``."""
+        """Return the text that `read_margin` reads: ``0.01`` or ``20%``."""
         return f"{100 * self.size:g}%" if self.of_gain else f"{self.size:g}"
 
 
 def read_margin(text: str | float) -> Margin:
-    """The margin that was typed, such as 0.01, or 20% for a share.
+    """Return the margin of a text such as 0.01, or 20% for a share.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: the text is neither a positive number nor a share.
     """
     number = str(text).strip()
     of_gain = number.endswith("%")

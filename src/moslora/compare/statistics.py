@@ -1,4 +1,4 @@
-"""Paired statistics of two arms, B against A: over questions with one run each, over seeds and questions with several.
+"""Paired statistics of two arms, B against A, over questions, and with several runs also over seeds.
 
     d_t[s, i] = y_B − y_A      y the outcome of question i of task t under seed s
     D_w = Σ_t w_t · mean_{s,i} d_t[s, i]      one task; macro: w_t = 1/k; micro: w_t = n_t / n
@@ -26,22 +26,22 @@ from moslora.compare.distribution import DifferenceDistribution, Floats, Varianc
 from moslora.runs.scores import MACRO, MICRO
 
 LEVEL = 0.05
-"""The level of every test, two-sided."""
+"""Two-sided level of every test."""
 
 POWER = 0.8
-"""The power with which a detectable effect is found."""
+"""Power at which an effect counts as detectable."""
 
 Codes = NDArray[np.int_]
-"""A number for the cluster of each question of a task, shape ``(n,)``."""
+"""Number of each question's cluster, shape ``(n,)``."""
 
 
 @dataclass(frozen=True)
 class Effect:
-    """A weighted difference D and what is known of it.
+    """A weighted difference D, with the tests of it.
 
     Attributes:
-        distribution: of the true difference, in units of the outcome.
-        seeds: pairs of runs, S.
+        distribution: distribution of the true difference, in units of the outcome.
+        seeds: number of pairs of runs, S.
     """
 
     distribution: DifferenceDistribution
@@ -49,17 +49,17 @@ class Effect:
 
     @property
     def difference(self) -> float:
-        """D."""
+        """Estimate D."""
         return self.distribution.difference
 
     @cached_property
     def interval(self) -> tuple[float, float]:
-        """Of confidence 1 − `LEVEL`."""
+        """Interval of confidence 1 − `LEVEL`."""
         return self.distribution.interval(LEVEL)
 
     @cached_property
     def equivalence_interval(self) -> tuple[float, float]:
-        """Of confidence 1 − 2 · `LEVEL`. Inside ± m, it rejects both differences beyond m: the two one-sided tests."""
+        """Interval of confidence 1 − 2 · `LEVEL`. Within ± m, both one-sided tests reject a difference beyond m."""
         return self.distribution.interval(2 * LEVEL)
 
     @cached_property
@@ -69,22 +69,22 @@ class Effect:
 
     @cached_property
     def detectable(self) -> float:
-        """The true difference that is found in `POWER` of such comparisons."""
+        """True difference that a share of `POWER` of such comparisons would find."""
         return self.distribution.detectable(level=LEVEL, power=POWER)
 
     @property
     def is_shown(self) -> bool:
-        """Whether there is a difference: `interval` is without 0."""
+        """Whether a difference is shown: `interval` does not contain 0."""
         return self.p <= LEVEL
 
 
 class Member(NamedTuple):
-    """What holds of a contrast, jointly with all others of its family.
+    """Interval and p values of a contrast in a family, adjusted for all its contrasts.
 
     Attributes:
-        interval: the simultaneous one.
-        equal: p of a difference of the margin or more, adjusted; small if the arms are equal.
-        different: p of no difference, adjusted; small if the arms differ.
+        interval: simultaneous interval.
+        equal: adjusted p of a difference of the margin or more; small if the arms are equal.
+        different: adjusted p of no difference; small if the arms differ.
     """
 
     interval: tuple[float, float]
@@ -93,22 +93,27 @@ class Member(NamedTuple):
 
 
 def family_with(contrasts: Sequence[Effect], unequal: Sequence[float], *, count: int) -> list[Member]:
-    """What holds for all contrasts of a family of ``count`` = k at once, however they depend on each other.
+    """Return the members of a family of ``count`` = k contrasts, which may depend on each other in any way.
 
-    - Bonferroni's intervals, of confidence 1 − α/k each: at most `LEVEL` of such families have one without its true D.
-    - Holm's p of a difference of the margin or more, which are ``unequal``, and of no difference.
+    - Bonferroni's intervals, of confidence 1 − α/k each: in at most `LEVEL` of families any interval misses its true D.
+    - Holm's p of a difference of the margin or more, and of no difference.
 
-    A family of one contrast is that contrast. ``contrasts`` are those with runs; p of the others is 1. So is p of a
-    contrast of one seed where others have several, as one seed says nothing of other seeds; its interval is infinite.
+    A contrast without runs has p 1. So has a contrast of one seed where others have several, as one seed says nothing
+    of other seeds; its interval is infinite.
+
+    Args:
+        contrasts: effects of the contrasts that have runs.
+        unequal: p of a difference of the margin or more, of each of these.
+        count: number of contrasts, with runs or without.
     """
     if not contrasts:
         return []
     unknown = Member((-math.inf, math.inf), 1.0, 1.0)
-    several_seeds = any(one.seeds > 1 for one in contrasts)
+    several_seeds = any(effect.seeds > 1 for effect in contrasts)
     members = [unknown] * count
-    for place, (one, p) in enumerate(zip(contrasts, unequal, strict=True)):
-        if one.seeds > 1 or not several_seeds:
-            members[place] = Member(one.distribution.interval(LEVEL / count), p, one.p)
+    for place, (effect, p) in enumerate(zip(contrasts, unequal, strict=True)):
+        if effect.seeds > 1 or not several_seeds:
+            members[place] = Member(effect.distribution.interval(LEVEL / count), p, effect.p)
     intervals, equal, different = zip(*members, strict=True)
     return [*map(Member, intervals, holm(equal), holm(different))][: len(contrasts)]
 
@@ -116,13 +121,13 @@ def family_with(contrasts: Sequence[Effect], unequal: Sequence[float], *, count:
 def effects(
     differences: Mapping[str, Floats], *, binary: bool, clusters: Mapping[str, Codes] | None = None
 ) -> dict[str, Effect]:
-    """The effect of each task, and under the keys `MACRO` and `MICRO` of the averages.
+    """Return the effect of each task, and under the keys `MACRO` and `MICRO` those of the averages.
 
     Args:
-        differences: task -> d, shape ``(S, n_t)``, S the same for all.
-        binary: y is 0 or 1.
-        clusters: task -> the cluster of each question, at least two in a task. In a task that is not named every
-            question is one by itself.
+        differences: task -> d, shape ``(S, n_t)``, with the same S for all.
+        binary: whether y is 0 or 1.
+        clusters: task -> number of each question's cluster, shape ``(n_t,)``, with at least two clusters. Without an
+            entry each question of a task is a cluster.
     """
     tasks = []
     for task, d in differences.items():
@@ -142,24 +147,25 @@ def effects_unpaired(
     binary: bool,
     clusters: Mapping[str, Codes] | None = None,
 ) -> dict[str, Effect]:
-    """`effects` of arms whose seeds have nothing to do with each other: V_s is the sum of those of the arms, with
-    Welch's degrees (1947, doi 10.1093/biomet/34.1-2.28), and so is V_i. Questions are paired as ever.
+    """Return the effects of two arms whose seeds are independent. Questions are paired.
+
+    V_s and V_i are sums over the arms, with Welch's degrees of freedom (1947, doi 10.1093/biomet/34.1-2.28).
 
     Args:
-        before: task -> y_A, shape ``(S_A, n_t)``, S_A at least 2 and the same for all.
-        after: task -> y_B, shape ``(S_B, n_t)``, likewise.
-        binary: y is 0 or 1.
+        before: task -> y_A, shape ``(S_A, n_t)``, with the same S_A ≥ 2 for all.
+        after: task -> y_B, shape ``(S_B, n_t)``, with the same S_B ≥ 2 for all.
+        binary: whether y is 0 or 1.
         clusters: as of `effects`.
     """
-    of_before, of_after = (effects(y, binary=False, clusters=clusters) for y in (before, after))
-    seeds = min(of_before[MACRO].seeds, of_after[MACRO].seeds)
+    effects_before, effects_after = (effects(y, binary=False, clusters=clusters) for y in (before, after))
+    seeds = min(effects_before[MACRO].seeds, effects_after[MACRO].seeds)
     means = {}
     for task, y in before.items():
         difference = after[task].mean(axis=0) - y.mean(axis=0)
-        means[task] = np.tile(difference, (seeds, 1))  # the same under every seed: their V_q is all that varies
+        means[task] = np.tile(difference, (seeds, 1))  # alike under every seed, which leaves V_q alone
     unpaired = {}
     for name, effect in effects(means, binary=binary, clusters=clusters).items():
-        one, other = of_before[name].distribution, of_after[name].distribution
+        one, other = effects_before[name].distribution, effects_after[name].distribution
         distribution = replace(
             effect.distribution, seeds=_sum([one.seeds, other.seeds]), interaction=one.interaction + other.interaction
         )
@@ -172,8 +178,8 @@ class _Components:
     """Mean and variances of one task.
 
     Attributes:
-        by_seed: the mean of d under each seed, shape ``(S,)``.
-        questions: V_q; 0 of a single number, as there are no questions that could be others.
+        by_seed: mean of d under each seed, shape ``(S,)``.
+        questions: V_q; 0 for an outcome of runs, which has no questions.
         interaction: V_i; 0 with one seed.
     """
 
@@ -183,7 +189,7 @@ class _Components:
 
     @classmethod
     def of(cls, d: Floats, codes: Codes, *, binary: bool) -> "_Components":
-        """The components of differences of shape ``(S, n)``, in clusters 0 … C − 1."""
+        """Return the components of differences ``d``, shape ``(S, n)``, in clusters 0 … C − 1."""
         seeds, n = d.shape
         by_seed = d.mean(axis=1)
         if n == 1:
@@ -199,11 +205,11 @@ class _Components:
 
 
 def _variance_of_mean(values: Floats, codes: Codes, *, pseudo: float = 0.0) -> float:
-    """Σ_c (Σ_{i in c} (x_i − x̄))² · C / (C − 1) / n², the cluster-robust variance of the mean of x, shape ``(n,)``.
+    """Return the cluster-robust variance of the mean of x, Σ_c (Σ_{i in c} (x_i − x̄))² · C / (C − 1) / n².
 
     Args:
-        values: x.
-        codes: the clusters.
+        values: x, shape ``(n,)``.
+        codes: number of each value's cluster, shape ``(n,)``.
         pseudo: this number and its negative count as two more clusters of the average size; 0 for none. Without them a
             few questions that both arms answer alike would give an interval of length 0. With one seed it is 1: where
             each question is alone, one more question of each kind in McNemar's table (Bonett and Price 2012, doi
@@ -222,29 +228,30 @@ def _variance_of_mean(values: Floats, codes: Codes, *, pseudo: float = 0.0) -> f
 
 
 def _weighted(tasks: Sequence[_Components], weights: Floats, *, most: float) -> Effect:
-    """The effect of D_w, which is at most ``most``, from the components of each task and its weight."""
+    """Return the effect of D_w, which is at most ``most``, from the components and weights of the tasks."""
     by_seed = weights @ np.array([task.by_seed for task in tasks])  # D of each seed
     interaction = float(weights**2 @ np.array([task.interaction for task in tasks]))
-    parts = zip(weights, (task.questions for task in tasks), strict=True)
-    questions = _sum([VarianceEstimate(weight**2 * part.variance, part.degrees) for weight, part in parts])
+    weighted = []
+    for weight, task in zip(weights, tasks, strict=True):
+        weighted.append(VarianceEstimate(weight**2 * task.questions.variance, task.questions.degrees))
     seeds = len(by_seed)
-    of_seeds = (
-        VarianceEstimate(float(by_seed.var(ddof=1)) / seeds, seeds - 1) if seeds > 1 else VarianceEstimate(0.0, 0.0)
-    )
-    return Effect(DifferenceDistribution(float(by_seed.mean()), of_seeds, questions, interaction, most), seeds)
+    of_seeds = VarianceEstimate(0.0, 0.0)
+    if seeds > 1:
+        of_seeds = VarianceEstimate(float(by_seed.var(ddof=1)) / seeds, seeds - 1)
+    return Effect(DifferenceDistribution(float(by_seed.mean()), of_seeds, _sum(weighted), interaction, most), seeds)
 
 
-def _sum(parts: Sequence[VarianceEstimate]) -> VarianceEstimate:
-    """V = Σ V_t, with Satterthwaite's degrees: V² / Σ V_t² / ν_t."""
-    variance = sum(part.variance for part in parts)
+def _sum(estimates: Sequence[VarianceEstimate]) -> VarianceEstimate:
+    """Return V = Σ V_t, with Satterthwaite's degrees of freedom, V² / Σ (V_t² / ν_t)."""
+    variance = sum(estimate.variance for estimate in estimates)
     if not variance:
-        return VarianceEstimate(0.0, sum(part.degrees for part in parts))
-    inverse = sum((part.variance / variance) ** 2 / part.degrees for part in parts)
+        return VarianceEstimate(0.0, sum(estimate.degrees for estimate in estimates))
+    inverse = sum((estimate.variance / variance) ** 2 / estimate.degrees for estimate in estimates)
     return VarianceEstimate(variance, 1 / inverse)
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm's adjusted p: the i-th smallest of m times m − i + 1, made monotone, at most 1."""
+    """Return Holm's adjusted p: the i-th smallest of m times m − i + 1, made monotone, at most 1."""
     order = np.argsort(p)
     times = np.arange(len(p), 0, -1)
     adjusted = np.empty(len(p))

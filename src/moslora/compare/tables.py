@@ -1,4 +1,4 @@
-"""The runs of an experiment and their answers as two tables, to be committed or handed on beside its card.
+"""Runs of an experiment and their answers as two tables, to be committed or shared.
 
 ``runs.parquet``     a row per run, and one for the base
 ``answers.parquet``  a row per run that was scored and question, with the outcomes as columns, in single precision
@@ -9,6 +9,7 @@ The card is ``experiment.json`` (`moslora.compare.index`).
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ ANSWERS = "answers.parquet"
 TABLES = (RUNS, ANSWERS)
 
 KEY = {"arm": "string", "rate": "double", "seed": "int64"}
-"""Columns of both tables, without a value for the base."""
+"""Columns of both tables that identify a run, empty for the base -> type."""
 
 COLUMNS = {
     RUNS: {
@@ -40,30 +41,31 @@ COLUMNS = {
     },
     ANSWERS: {**KEY, "task": "string", "id": "string", "cluster": "string", "gold": "int16"},
 }
-"""The columns of each table and their types; answers have those of their outcomes, too."""
+"""Table -> column -> type. Answers also have a column for each outcome."""
 
 LATER = ("strength",)
-"""Columns that tables of earlier versions do not have."""
+"""Columns that are missing in tables of earlier versions."""
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """One finished run of an experiment, in its tables or in a folder, or its base.
+    """A finished run of an experiment, in its tables or in a folder; or the base of its runs.
 
     Attributes:
-        arm: ``None`` of the base, as are its rate and its seed.
-        rate: the learning rate.
-        role: what it is for: ``searched`` ones choose the rate, and have no answers.
-        validation_loss: of its result, infinite if it was not finite; ``None`` without any.
-        lowest_loss: the lowest of its validation losses; ``None`` without any that was finite.
-        seconds: of its training, if they are known.
-        diverged: its training ended with a loss that was not finite, so that it has no answers.
-        parameters: number of those that were trained, if it is known.
-        device: that it was trained on, if it is known.
-        begun: when, in UTC, if it is known.
-        strength: at which it applies the adapter of another arm; ``None`` for a run that trained its own.
+        arm: name of its arm; ``None`` for the base.
+        rate: its learning rate; ``None`` for the base.
+        seed: its seed; ``None`` for the base.
+        role: ``searched`` for a run that chooses the learning rate and has no answers.
+        validation_loss: loss of its result, infinite if it was not finite; ``None`` without validation.
+        lowest_loss: lowest finite validation loss; ``None`` without one.
+        seconds: duration of its training, if known.
+        diverged: whether its training ended with a loss that was not finite; then it has no answers.
+        parameters: number of trained parameters, if known.
+        device: device that trained it, if known.
+        begun: time of its start in UTC, if known.
+        strength: strength at which it applies another arm's adapter; ``None`` for a run that was trained.
         evaluation: its answers to the planned questions, in the order of their ids.
     """
 
@@ -83,35 +85,38 @@ class FinishedRun:
 
     @property
     def key(self) -> tuple[str | None, float | None, int | None]:
+        """Arm, learning rate and seed."""
         return self.arm, self.rate, self.seed
 
     @property
     def name(self) -> str:
+        """Name of the run, or "base"."""
         if self.role == "base":
             return "base"
         return f"{self.arm}-{self.rate:g}-{self.seed}"
 
 
 def write_tables(folder: Path, runs: Sequence[FinishedRun]) -> None:
-    """Writes both tables into ``folder``. The same runs are the same bytes."""
+    """Write both tables into ``folder``. The same runs give the same bytes."""
     _write(folder / RUNS, [vars(run) for run in runs])
-    places: dict[str, int] = {}  # task -> its place, in the order in which they were asked
-    rows = []
+    rows_by_task: dict[str, list[Row]] = {}  # in the order in which the tasks were asked
     for run in runs:
-        for task, its in run.evaluation.tasks.items() if run.evaluation else ():
-            place = places.setdefault(task, len(places))
-            columns = {"id": its.ids, "cluster": its.clusters, "gold": its.gold, **its.outcomes}
-            there = {name: column for name, column in columns.items() if column}
-            for row in zip(*there.values(), strict=True):
-                of_run = {"arm": run.arm, "rate": run.rate, "seed": run.seed, "task": task}
-                rows.append((place, of_run | dict(zip(there, row, strict=True))))
-    rows.sort(key=lambda one: (one[0], one[1]["id"]))  # all answers to a question together, which compresses best
-    _write(folder / ANSWERS, [row for _, row in rows])
+        for task, answers in run.evaluation.tasks.items() if run.evaluation else ():
+            columns = {"id": answers.ids, "cluster": answers.clusters, "gold": answers.gold, **answers.outcomes}
+            present = {name: column for name, column in columns.items() if column}
+            for values in zip(*present.values(), strict=True):
+                key = {"arm": run.arm, "rate": run.rate, "seed": run.seed, "task": task}
+                rows_by_task.setdefault(task, []).append(key | dict(zip(present, values, strict=True)))
+    rows = []
+    for of_task in rows_by_task.values():
+        rows += sorted(of_task, key=itemgetter("id"))  # all answers to a question together, which compresses best
+    _write(folder / ANSWERS, rows)
 
 
 def read_tables(folder: Path) -> Sequence[FinishedRun]:
-    """The runs of an experiment that are in tables, in the order in which they were written; none if ``folder`` has no
-    tables. Files that did not change are read once.
+    """Return the runs in the tables of ``folder``, in the order in which they were written; empty without tables.
+
+    Files that did not change are read once.
 
     Raises:
         MosloraError: a file is missing, damaged, or another program's.
@@ -124,17 +129,17 @@ def read_tables(folder: Path) -> Sequence[FinishedRun]:
 
 @lru_cache(maxsize=4)
 def _read_once(folder: Path, version: tuple[tuple[int, int, int], ...]) -> Sequence[FinishedRun]:
-    """The runs in this version of the files."""
+    """Return the runs in this version of the files."""
     index = read_index(folder)
     if index is None or index.card is None:
         raise MosloraError(f"{folder / EXPERIMENT}: says nothing of the tables beside it; pack the runs again")
     rows: dict[Any, dict[str, list[Row]]] = {}
     for row in _read(folder / ANSWERS):
-        of_run = rows.setdefault((row["arm"], row["rate"], row["seed"]), {})
-        of_run.setdefault(row["task"], []).append(row)
+        rows_by_task = rows.setdefault((row["arm"], row["rate"], row["seed"]), {})
+        rows_by_task.setdefault(row["task"], []).append(row)
     evaluations = {}
-    for key, of_run in rows.items():
-        tasks = {task: _answers(of_task) for task, of_task in of_run.items()}
+    for key, rows_by_task in rows.items():
+        tasks = {task: _answers(rows_of_task) for task, rows_of_task in rows_by_task.items()}
         evaluations[key] = Evaluation(folder, index.card.asked, tasks)
     runs = []
     for row in _read(folder / RUNS):
@@ -147,15 +152,16 @@ def _read_once(folder: Path, version: tuple[tuple[int, int, int], ...]) -> Seque
 
 
 def _answers(rows: Sequence[Row]) -> TaskAnswers:
-    """The answers to the questions of one task. A column without a value is one that this task does not have."""
+    """Return the answers to a task's questions, without the columns that have no values for this task."""
     columns = {name: tuple(row[name] for row in rows) for name in rows[0]}
-    there = {name: column for name, column in columns.items() if None not in column}
-    outcomes = {name: there[name] for name in OUTCOMES if name in there}
-    return TaskAnswers(there["id"], there.get("gold", ()), outcomes, clusters=there.get("cluster", ()))
+    present = {name: column for name, column in columns.items() if None not in column}
+    outcomes = {name: present[name] for name in OUTCOMES if name in present}
+    return TaskAnswers(present["id"], present.get("gold", ()), outcomes, clusters=present.get("cluster", ()))
 
 
 def _write(file: Path, rows: Sequence[Row]) -> None:
-    import pyarrow as pa  # here, as it takes time and most commands read no tables
+    """Write rows as a table, with the columns of its name."""
+    import pyarrow as pa  # slow, and most commands read no tables
     from pyarrow import parquet
 
     columns = dict(COLUMNS[file.name])
@@ -176,14 +182,14 @@ def _write(file: Path, rows: Sequence[Row]) -> None:
 
 
 def _read(file: Path) -> list[Row]:
-    """The rows of a table, whose pages are checked against their sums."""
+    """Return the rows of a table, whose checksums are verified."""
     import pyarrow as pa
     from pyarrow import parquet
 
     try:
         with parquet.ParquetFile(file, page_checksum_verification=True) as opened:
             table = opened.read()
-            table.select([name for name in COLUMNS[file.name] if name not in LATER])  # of which none may be missing
+            table.select([name for name in COLUMNS[file.name] if name not in LATER])  # fails if a column is missing
             return table.to_pylist()
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise MosloraError(

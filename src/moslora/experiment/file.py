@@ -1,4 +1,7 @@
-"""An experiment file: arms × learning rates × seeds over one recipe, checked before anything runs."""
+"""Experiment with the recipe of every arm, read from its file and checked before anything runs.
+
+The keys of the file are in `moslora.experiment.keys`; `moslora.experiment.study` runs the experiment.
+"""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,12 +25,14 @@ from moslora.runs.outcomes import OUTCOMES
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run: an arm with a learning rate and a seed.
+    """A run of an experiment: an arm with a learning rate and a seed.
 
     Attributes:
-        scored: false for a run that only chooses the rate.
-        strength: at which it applies the adapter of another run, if it trains nothing.
-        source: that run's name.
+        arm: name of its arm.
+        recipe: its recipe.
+        scored: whether it is scored; otherwise it only helps to choose the learning rate.
+        strength: strength at which it applies another run's adapter; ``None`` if it is trained.
+        source: name of that other run.
     """
 
     arm: str
@@ -38,19 +43,20 @@ class PlannedRun:
 
     @property
     def name(self) -> str:
+        """Name of the run."""
         return self.recipe.name
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """An experiment with the recipe of every arm, all checked.
+    """An experiment whose file and recipes are valid.
 
     Attributes:
-        name: of its file, without the ending.
-        path: of its file.
-        file: what was written.
-        recipes: arm -> recipe, still without learning rate and seed; of arms that train nothing last, and the other
-            arm's.
+        name: name of its file, without the suffix.
+        path: path of its file.
+        file: content of its file.
+        recipes: arm -> recipe, before learning rate and seed are set. Arms that train nothing come last, with the
+            recipe of the arm whose adapters they apply.
     """
 
     name: str
@@ -59,8 +65,14 @@ class Experiment:
     recipes: Mapping[str, Recipe]
 
     def planned(self, choices: Sequence[tuple[str, float]], *, scored: bool) -> list[PlannedRun]:
-        """The runs of arms with learning rates, seed after seed. Validation questions are asked if the file has their
-        number, or if they decide."""
+        """Return the runs of arms at learning rates, seed after seed.
+
+        Validation questions are asked only if the recipe sets their number, or if they choose the result.
+
+        Args:
+            choices: pairs of arm and learning rate.
+            scored: whether the runs are scored, and therefore have the seeds of scored runs.
+        """
         seeds = self.file.seeds if scored else self.file.rate_seeds
         runs = []
         for seed, (arm, rate) in product(seeds, choices):
@@ -78,31 +90,35 @@ class Experiment:
         return runs
 
     def rate_runs(self, arms: tuple[str, ...]) -> list[PlannedRun]:
-        """The runs that choose the learning rates: every rate with every seed; none of an arm with one rate."""
+        """Return the runs that choose learning rates: every rate with every seed, of the arms with several rates."""
         searched = [arm for arm in self.file.searched if arm in arms]
         return self.planned([(arm, rate) for arm in searched for rate in self.file.rates(arm)], scored=False)
 
     def chosen_arms(self, named: tuple[str, ...]) -> tuple[str, ...]:
-        """The arms ``named`` on the command line, ``all`` among them, or else the first ones; and those that train what
-        these apply, which come first.
+        """Return the arms to run, and the arms whose adapters these apply, in the order of the recipes.
+
+        Args:
+            named: names from the command line, perhaps ``all``; empty for the first arms of the file.
 
         Raises:
-            UsageError: an unknown arm.
+            UsageError: an arm is unknown.
         """
-        known = tuple(self.recipes)
-        wanted = {*(named or self.file.first or known)}
-        unknown = wanted - {*known, "all"}
+        arms = tuple(self.recipes)
+        chosen = {*(named or self.file.first or arms)}
+        unknown = chosen - {*arms, "all"}
         if unknown:
-            raise UsageError(f"{', '.join(unknown)}: no such arm; must be all, or one of {', '.join(known)}")
-        wanted |= {self.file.trained(arm) for arm in wanted - {"all"}}
-        return tuple(arm for arm in known if arm in wanted or "all" in wanted)
+            raise UsageError(f"{', '.join(unknown)}: no such arm; must be all, or one of {', '.join(arms)}")
+        if "all" in chosen:
+            return arms
+        chosen |= {self.file.trained(arm) for arm in chosen}
+        return tuple(arm for arm in arms if arm in chosen)
 
 
 def load_experiment(source: str) -> Experiment:
-    """Reads an experiment file, or a built-in one, and resolves the recipe of every arm.
+    """Read an experiment file, or a built-in one, and resolve the recipe of every arm.
 
     Raises:
-        UsageError: one line for every fault.
+        UsageError: a line for each fault.
     """
     path = find_recipe(source, kind="experiment")
     origin = shown(path)
@@ -132,25 +148,26 @@ def load_experiment(source: str) -> Experiment:
 
 
 def _read_file(path: Path, origin: str) -> ExperimentFile:
+    """Return the content of an experiment file.
+
+    Raises:
+        UsageError: a line for each fault.
+    """
     try:
         return ExperimentFile.model_validate(parse(path.read_text("utf-8")))
     except ValidationError as error:
         lines = dict.fromkeys(f"{origin}: {line}" for line in _lines(error))
         raise UsageError("\n".join(lines)) from None
-    except OSError as error:
-        raise UsageError(f"{origin}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise UsageError(f"{origin}: is not YAML: {error}") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{origin}: cannot be read as YAML: {error}") from None
 
 
 def _lines(error: ValidationError) -> Iterator[str]:
-    """Pydantic's errors: `key: what is wrong`."""
+    """Yield a line for each of pydantic's errors: `key: what is wrong`."""
     for fault in error.errors(include_url=False):
         section = AppliedArm if APPLIED in fault["loc"] else ExperimentFile
-        field = section.model_fields.get(str(fault["loc"][-1])) if fault["loc"] else None
-        meaning = " ".join(str(field.description).split()) if field else ""
         text = {
-            "missing": f"is missing. {meaning}",
+            "missing": "is missing; set it",
             "extra_forbidden": f"unknown key; must be one of {', '.join(section.model_fields)}",
             "tuple_type": "must be a list",
             "too_short": "must have at least one entry",
@@ -163,12 +180,15 @@ def _lines(error: ValidationError) -> Iterator[str]:
 
 
 def _faults_of(file: ExperimentFile) -> Iterator[str]:
-    """Parts of the file that do not fit together."""
+    """Yield faults between the keys of a file."""
     with_rates = [key for key in file.learning_rates if key not in (OTHERS, LIST)]
-    compared = chain(*file.named)
-    of = [file.trained(arm) for arm in file.arms]
-    named = {"first": file.first, "learning_rates": with_rates, "contrast or against": compared, "of": of}
-    for key, arms in named.items():
+    arms_by_key = {
+        "first": file.first,
+        "learning_rates": with_rates,
+        "contrast or against": chain(*file.named),
+        "of": map(file.trained, file.arms),
+    }
+    for key, arms in arms_by_key.items():
         for arm in dict.fromkeys(arms):
             if arm not in file.arms:
                 yield f"{key}: {arm} is not an arm; must be one of {', '.join(file.arms)}"
@@ -189,15 +209,15 @@ def _faults_of(file: ExperimentFile) -> Iterator[str]:
         yield "rate_seeds: is missing; several learning_rates need seeds to choose among them"
     seeds = (*file.rate_seeds, *file.seeds)
     names = []
-    for arm in file.arms:  # in lower case, as some file systems do not tell the case apart
+    for arm in file.arms:  # in lower case, as some file systems ignore case
         names += [run_name(arm, rate, seed).lower() for rate, seed in product(file.rates(arm), seeds)]
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        yield f"two runs are called {twice[0]}; change an arm, rate or seed: rate_seeds cannot be among the seeds"
+    repeated = [name for name in names if names.count(name) > 1]
+    if repeated:
+        yield f"two runs are called {repeated[0]}; change an arm, rate or seed: rate_seeds cannot be among the seeds"
 
 
 def not_comparable(file: ExperimentFile, common: Recipe, recipes: Mapping[str, Recipe]) -> Iterator[str]:
-    """Reasons why the arms' recipes cannot be compared."""
+    """Yield reasons why the arms' recipes cannot be compared, or their outcomes not be measured."""
     for arm, recipe in recipes.items():
         changed = [key for key, _ in marked_fields(Recipe, Arms) if attrgetter(key)(recipe) != attrgetter(key)(common)]
         if changed:
@@ -219,7 +239,7 @@ def not_comparable(file: ExperimentFile, common: Recipe, recipes: Mapping[str, R
 
 
 def _is_measured(outcome: str, file: ExperimentFile, common: Recipe) -> bool:
-    """Whether the runs have such an outcome: their protocol gives it, and something is asked that has it."""
+    """Whether the runs will have this outcome, by their protocol and their questions."""
     measure = OUTCOMES[outcome]
     protocol = PROTOCOLS[common.evaluation.protocol]
     tasks = [task for task in common.questions.tasks if task.is_text == measure.of_texts]

@@ -1,37 +1,37 @@
-"""The keys of an experiment file."""
+"""Keys of an experiment file. How they fit together is checked in `moslora.experiment.file`."""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, PositiveFloat, Strict, Tag
 
-from moslora.compare.margin import Margin, read_margin
+from moslora.compare.index import MarginText
 from moslora.recipe.fields import Section
 from moslora.runs.outcomes import OUTCOMES, OutcomeName
 from moslora.runs.strength import MAX_STRENGTH
 from moslora.schema import Listed
 
 OTHERS = "others"
-"""Key of the learning rates of all arms that have none of their own, in a mapping."""
+"""Key of the learning rates for all arms without an entry."""
 
 LIST = ""
-"""Their key where the file has a list alone."""
+"""Key of the learning rates where the file has a list instead of a mapping."""
 
 APPLIED = "[of]"
-"""What pydantic calls an arm that trains nothing; of others it says nothing."""
+"""Name of an arm that trains nothing in the location of pydantic's errors."""
 
 
 class AppliedArm(Section):
     """An arm that trains nothing: another arm's adapters at a strength."""
 
     of: str
-    """The other arm."""
+    """Arm whose adapters are applied."""
 
     strength: Annotated[float, Field(gt=0, le=MAX_STRENGTH)] | Literal["recommended"]
-    """How strongly they are applied, or for each of them as `moslora strength` recommends."""
+    """Strength of the adapters: a number, or for each adapter what `moslora strength` recommends."""
 
 
 def _layer(value: Any) -> Any:
-    """A recipe's name, alone, is a layer that extends it."""
+    """Return the layer of a recipe's keys; a recipe's name alone is a layer that extends it."""
     if isinstance(value, str):
         value = {"extends": value}
     if not isinstance(value, dict):
@@ -40,12 +40,12 @@ def _layer(value: Any) -> Any:
 
 
 def _kind(value: Any) -> str:
-    """Which of the two kinds of arms ``value`` is."""
+    """Return the tag of an arm: `APPLIED` for one that trains nothing, else `LIST`."""
     return APPLIED if isinstance(value, dict) and "of" in value else LIST
 
 
 def _by_arm(rates: Any) -> Any:
-    """A list of learning rates is one for all arms."""
+    """Return learning rates by arm, also for a list for all arms."""
     if isinstance(rates, dict):
         return rates
     return {LIST: rates}
@@ -60,7 +60,7 @@ Pair = Annotated[tuple[str, str], Strict(False)]
 
 
 class ExperimentFile(Section):
-    """The content of an experiment file."""
+    """Content of an experiment file."""
 
     recipe: Layer
     """All arms share it: a recipe's name, or keys as in a recipe file with `extends`."""
@@ -92,24 +92,24 @@ class ExperimentFile(Section):
 
     outcome: OutcomeName = Field(description=f"The number compared: {', '.join(OUTCOMES)}.")
 
-    margin: Annotated[Margin | None, BeforeValidator(read_margin)] = None
+    margin: MarginText | None = None
     """The largest difference of `outcome` that does not matter: a number, or a share of the gain, such as 20%."""
 
     also: Listed[OutcomeName] = ()
     """Other outcomes named beforehand."""
 
     def applied(self, arm: str) -> AppliedArm | None:
-        """What ``arm`` applies, if it trains nothing."""
+        """Return the key of an arm that trains nothing; ``None`` for one that trains."""
         layer = self.arms[arm]
         return layer if isinstance(layer, AppliedArm) else None
 
     def trained(self, arm: str) -> str:
-        """The arm that trains what ``arm`` applies: itself, or another one."""
+        """Return the arm that trains the adapters of ``arm``: itself, or the arm that it applies."""
         applied = self.applied(arm)
         return applied.of if applied else arm
 
     def rates(self, arm: str) -> tuple[float, ...]:
-        """The learning rates tried for ``arm``."""
+        """Return the learning rates tried for ``arm``."""
         for key in (self.trained(arm), OTHERS, LIST):
             if key in self.learning_rates:
                 return self.learning_rates[key]
@@ -117,12 +117,12 @@ class ExperimentFile(Section):
 
     @property
     def searched(self) -> list[str]:
-        """The arms with several rates, among which a search chooses."""
+        """Arms with several learning rates, of which a search chooses one."""
         return [arm for arm in self.arms if len(self.rates(arm)) > 1 and not self.applied(arm)]
 
     @property
     def named(self) -> tuple[tuple[str, str], ...]:
-        """All comparisons named beforehand."""
+        """All planned comparisons."""
         pairs = []
         if self.contrast is not None:
             pairs.append(self.contrast)
@@ -133,4 +133,5 @@ class ExperimentFile(Section):
 
 
 def run_name(arm: str, learning_rate: float, seed: int) -> str:
+    """Return the name of a run, which is also that of its folder."""
     return f"{arm}-{learning_rate:g}-{seed}"

@@ -1,4 +1,4 @@
-"""The runs of an experiment as Ray tasks, on this machine or a cluster.
+"""Runs of an experiment as Ray tasks, on this machine or a cluster.
 
 Every machine needs the same moslora, and the working folder and the experiment's under the same path: a run goes on
 from its folder, wherever it is begun again.
@@ -20,17 +20,17 @@ from moslora.training.launch import worker_processes
 
 
 def refuse_missing_ray() -> None:
-    """Tells how to install Ray, if it is not there, before anything is written."""
+    """Refuse to start if Ray is not installed, before anything is written."""
     with needing("ray", "--on ray"):
         import ray  # noqa: F401
 
 
 @contextmanager
 def on_ray(runs: Sequence[PlannedRun], *, out: Path) -> Iterator[list[Callable[[], None]]]:
-    """Starts ``runs``, as many at once as there is room for, and yields what waits for each.
+    """Start ``runs``, as many at once as fit, and yield for each a function that waits for it.
 
-    A run has a GPU, or where the cluster has none, a core for each of its processes. If the block ends early, all that
-    still run save and end first.
+    A run has a GPU, or in a cluster without one, a core for each of its processes. If the block ends early, unfinished
+    runs save and end first.
     """
     with _cluster() as ray:
         cores = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes())
@@ -42,16 +42,16 @@ def on_ray(runs: Sequence[PlannedRun], *, out: Path) -> Iterator[list[Callable[[
             named = task.options(name=planned.name, num_cpus=processes)
             started.append(named.remote(planned, out=out, folder=os.getcwd(), processes=processes))
         try:
-            yield [partial(_wait, ray, one, planned.name) for one, planned in zip(started, runs, strict=True)]
+            yield [partial(_wait, ray, each, planned.name) for each, planned in zip(started, runs, strict=True)]
         finally:
-            for one in started:
-                ray.cancel(one)  # as Ctrl-C; a finished one is left as it is
+            for each in started:
+                ray.cancel(each)  # as by Ctrl-C; no effect on a finished run
             ray.wait(started, num_returns=len(started))
 
 
 @contextmanager
 def _cluster() -> Iterator[Any]:
-    """Ray, connected to the cluster at RAY_ADDRESS, or to one of its own on this machine."""
+    """Yield Ray, connected to the cluster at RAY_ADDRESS, or to a new one on this machine."""
     import ray
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -68,9 +68,9 @@ def _cluster() -> Iterator[Any]:
 
 
 def _run(planned: PlannedRun, *, out: Path, folder: str, processes: int) -> tuple[str, int] | None:
-    """The task. Returns message and exit code of a fault, which Ray would wrap in a traceback."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # Ray blocks it, and training would inherit that
-    os.environ["OMP_NUM_THREADS"] = "1"  # of each process; Ray sets that of all together
+    """Run one run in a worker. Return message and exit code of a failure, which Ray would wrap in a traceback."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # Ray blocks it, also for child processes
+    os.environ["OMP_NUM_THREADS"] = "1"  # for each process; Ray sets the number for all together
     os.chdir(folder)
     try:
         run_one(planned, out=out, processes=processes)
@@ -80,12 +80,17 @@ def _run(planned: PlannedRun, *, out: Path, folder: str, processes: int) -> tupl
 
 
 def _wait(ray: Any, started: Any, name: str) -> None:
-    """Waits for a task, and raises the fault of its run, or that its workers were lost too often."""
+    """Wait for a run in a worker.
+
+    Raises:
+        MosloraError: the run failed, or its workers were lost too often.
+    """
     try:
-        told = ray.get(started)
+        failure = ray.get(started)
     except ray.exceptions.RayError as error:
         raise MosloraError(f"{name}: {first_line(error)}; the same command continues from there") from None
-    if told:
-        fault = MosloraError(told[0])
-        fault.exit_code = told[1]
+    if failure:
+        message, exit_code = failure
+        fault = MosloraError(message)
+        fault.exit_code = exit_code
         raise fault

@@ -1,9 +1,9 @@
-"""One run of an experiment, done once.
+"""A single run of an experiment: its place on disk, its state, and how it is trained and scored.
 
-It lies in ``runs/NAME`` of the experiment's folder, NAME = arm-rate-seed, or is a row of the tables there
-(`moslora.compare.tables`). Its ``run.json`` has under ``experiment`` its state, when it was begun, and the hashes of
-what it was begun with (`moslora.experiment.provenance`). Once it is done its checkpoints go, and its adapter may: the
-experiment needs its recipe, ``run.json``, metrics and evaluation.
+A run is in ``runs/NAME`` of the experiment's folder, where NAME is arm-rate-seed, or is a row of the tables there
+(`moslora.compare.tables`). In its ``run.json``, ``experiment`` holds its state, the time of its start and its
+provenance (`moslora.experiment.provenance`). Once it is done its checkpoints are deleted, and its adapter may be: the
+experiment needs its recipe, ``run.json``, metrics and evaluation. `moslora.experiment.study` says which runs there are.
 """
 
 import json
@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -33,7 +34,7 @@ from moslora.files import discard, replacing, write_text
 from moslora.processes.devices import free_memory, gpus
 from moslora.processes.launch import LAUNCHED_HERE, PART, launch
 from moslora.runs.absolute_paths import with_absolute_paths
-from moslora.runs.evaluation import Evaluation, read_complete
+from moslora.runs.evaluation import read_complete
 from moslora.runs.manifest import RECIPE, read_manifest
 from moslora.runs.run import CHECKPOINTS, METRICS, Run
 from moslora.runs.strength import strength_of
@@ -43,25 +44,24 @@ from moslora.training.launch import train_in_processes, worker_processes
 from moslora.training.session import close
 
 RUN_FOLDERS = "runs"
-"""The folder of an experiment that holds its runs."""
+"""Name of the folder with an experiment's runs."""
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-"""The variable that names the GPUs which a process sees."""
+"""Environment variable that names the GPUs of a process."""
 
 
 def planned_run(out: Path, planned: PlannedRun) -> Run:
-    """The run in the experiment's folder ``out``."""
+    """Return the run's folder in the experiment's folder ``out``."""
     return Run(out / RUN_FOLDERS / planned.name)
 
 
-def made_with(run: Run) -> dict[str, Any]:
-    """What its recipe does not say, as it was recorded when the run was begun (`moslora.experiment.provenance`)."""
+def recorded_provenance(run: Run) -> dict[str, Any]:
+    """Return the provenance that was recorded when the run was started (`moslora.experiment.provenance`)."""
     return {key: value for key, value in run.facts.get("experiment", {}).items() if key in RECORDED}
 
 
 def packed_run(out: Path, planned: PlannedRun) -> FinishedRun | None:
-    """The row of a run in the tables of the experiment's folder ``out``; ``None`` if it is not there, or is to be
-    scored and was not."""
+    """Return a run's row in the tables of the experiment's folder ``out``; ``None`` if it has none of the same role."""
     key = (planned.arm, planned.recipe.training.learning_rate, planned.recipe.seed)
     for row in read_tables(out):
         if row.key == key and (row.role == "scored" or not planned.scored):
@@ -70,15 +70,17 @@ def packed_run(out: Path, planned: PlannedRun) -> FinishedRun | None:
 
 
 def finished_run(out: Path, planned: PlannedRun) -> FinishedRun | None:
-    """What is known of a run, of one outside the tables without its answers (`planned_answers`); ``None`` if it is not
-    done."""
+    """Return a run that is done; ``None`` if it is not done.
+
+    A run in a folder is without its answers, which `answered_run` reads.
+    """
     row = packed_run(out, planned)
     if row is not None:
         return row
     run = planned_run(out, planned)
     facts = run.facts
-    made = facts.get("experiment", {})
-    state = made.get("state")
+    of_experiment = facts.get("experiment", {})
+    state = of_experiment.get("state")
     if state not in ("scored", "diverged") and (planned.scored or state != "trained"):
         return None
     strength = strength_of(facts)
@@ -94,23 +96,22 @@ def finished_run(out: Path, planned: PlannedRun) -> FinishedRun | None:
         diverged=state == "diverged",
         parameters=facts.get("trainable_parameters"),
         device=facts.get("hardware", {}).get("device"),
-        begun=made.get("begun"),
+        begun=of_experiment.get("begun"),
         strength=strength.value if strength else None,
     )
 
 
-def planned_answers(out: Path, planned: PlannedRun) -> Evaluation | None:
-    """The answers of a run to the planned questions, as it may have been asked more; ``None`` if it has none."""
+def answered_run(out: Path, planned: PlannedRun) -> FinishedRun | None:
+    """Return a run that is done, with its answers to the planned questions; ``None`` if it is not done."""
     row = finished_run(out, planned)
-    if row is None:
-        return None
-    if row.evaluation is not None or row.diverged or not planned.scored:
-        return row.evaluation
-    return read_complete(planned_run(out, planned).evaluation_folder()).planned_by(planned.recipe)
+    if row is None or row.evaluation is not None or row.diverged or not planned.scored:
+        return row
+    evaluation = read_complete(planned_run(out, planned).evaluation_folder())
+    return replace(row, evaluation=evaluation.planned_by(planned.recipe))
 
 
 def loss_of(row: FinishedRun) -> float:
-    """The validation loss of a run's result; infinite if it was not finite, or there is none."""
+    """Return the validation loss of a run's result; infinite if it was not finite, or there is none."""
     if row.diverged or row.validation_loss is None:
         return math.inf
     return row.validation_loss
@@ -118,8 +119,11 @@ def loss_of(row: FinishedRun) -> float:
 
 @contextmanager
 def run_locally(runs: Sequence[PlannedRun], *, out: Path) -> Iterator[list[Callable[[], None]]]:
-    """Yields a function for each of ``runs``, which returns once that run is done: one at a time, or on a machine with
-    several GPUs as many at once, each by processes that see one of them. If the block ends early, those save first."""
+    """Yield a function for each of ``runs`` that returns once the run is done.
+
+    With several GPUs, each GPU has a run at a time, by processes that see this GPU alone. Otherwise runs follow one
+    another. If the block ends early, unfinished runs save first.
+    """
     count = gpus()
     if count < 2:
         yield [partial(run_one, planned, out=out) for planned in runs]
@@ -139,7 +143,7 @@ def run_locally(runs: Sequence[PlannedRun], *, out: Path) -> Iterator[list[Calla
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
             for child in psutil.Process().children():
-                with suppress(psutil.Error):  # it has ended, or is another user's
+                with suppress(psutil.Error):  # it has ended, or belongs to another user
                     if child.environ().get(LAUNCHED_HERE) == str(os.getpid()):
                         child.send_signal(signal.SIGINT)
 
@@ -147,29 +151,32 @@ def run_locally(runs: Sequence[PlannedRun], *, out: Path) -> Iterator[list[Calla
 def run_one(
     planned: PlannedRun, *, out: Path, processes: int | None = None, environment: Mapping[str, str] | None = None
 ) -> None:
-    """Trains, or goes on training, or applies what another run has trained, and scores if the run is to be scored.
+    """Train a run, or write it from another run's adapter, and score it if planned. Continue where it was stopped.
 
-    Whatever was done before it was stopped is not done again. ``processes`` train; the default is `worker_processes`.
-    Those of another ``environment`` also score; otherwise this one does.
+    Args:
+        planned: run to do.
+        out: folder of the experiment.
+        processes: number of processes that train; by default that of `worker_processes`.
+        environment: environment variables of the processes that train and score; without any, this process scores.
     """
     run = planned_run(out, planned)
     if not run.exists:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         run.add_facts(experiment={**provenance(planned), "begun": now, "state": "begun"})
         write_text(run.path / RECIPE, with_absolute_paths(planned.recipe).to_yaml())
-    trust = planned.recipe.model.trust_remote_code  # which a stored recipe cannot grant
-    reached = "scored" if planned.scored else "trained"
+    trust = planned.recipe.model.trust_remote_code  # a stored recipe cannot grant it
+    state = "scored" if planned.scored else "trained"
     try:
         if run.finished:
             close(run)
         elif planned.strength is not None:
             _apply(planned, Run(out / RUN_FOLDERS / planned.source), run)
         else:
-            again = [str(run.path), "--resume"]
+            arguments = [str(run.path), "--resume"]
             if trust:
-                again.append("model.trust_remote_code=true")
+                arguments.append("model.trust_remote_code=true")
             processes = processes or worker_processes(planned.recipe.training)
-            train_in_processes(again, out=run.path, processes=processes, environment=environment)
+            train_in_processes(arguments, out=run.path, processes=processes, environment=environment)
         if planned.scored and environment:
             command = [sys.executable, "-m", "moslora", "eval", str(run.path)]
             if trust:
@@ -181,22 +188,22 @@ def run_one(
             free_memory()  # the next run trains in another process
     except Diverged:
         note(f"{planned.name} diverged; the experiment goes on without it")
-        reached = "diverged"  # its loss was not finite, which is a result, too
-    discard(run.path / CHECKPOINTS)  # first: once its state says that it is done, nobody looks into the run again
-    run.add_facts(experiment={"state": reached})
+        state = "diverged"  # a result as well
+    discard(run.path / CHECKPOINTS)  # before its state says that it is done, after which nothing is deleted
+    run.add_facts(experiment={"state": state})
 
 
 def _apply(planned: PlannedRun, source: Run, run: Run) -> None:
-    """Writes the adapter of ``source`` at the planned strength into ``run``, which keeps what was recorded of it.
+    """Write the adapter of ``source`` at the planned strength into ``run``, which keeps its provenance.
 
     Raises:
-        Diverged: ``source`` has.
-        UsageError: its adapter is not there, or has no strength.
+        Diverged: ``source`` diverged.
+        UsageError: ``source`` has no adapter, or one without a strength.
     """
     if source.facts.get("experiment", {}).get("state") == "diverged":
         raise Diverged(source.name)
     if not source.finished:
-        raise UsageError(f"{planned.name}: is made of the adapter of {source.path}, which is not there; train it again")
+        raise UsageError(f"{planned.name}: needs the adapter of {source.path}, which is gone; train it again")
     trust = planned.recipe.model.trust_remote_code
     curve = read_curve(source)
     if curve is None and planned.recipe.data.holds_out:
@@ -205,10 +212,10 @@ def _apply(planned: PlannedRun, source: Run, run: Run) -> None:
     strength = planned.strength
     if not isinstance(strength, float):
         strength = (curve and curve.recommended) or 1.0
-    made = run.facts["experiment"]
+    of_experiment = run.facts["experiment"]
     with replacing(run.path) as new:
         write_at_strength(source.result, strength, new, trust_remote_code=trust)
-        Run(new).add_facts(experiment=made)
+        Run(new).add_facts(experiment=of_experiment)
         if curve is not None and strength in STRENGTHS:
             loss = float(curve.loss.means[STRENGTHS.index(strength)])
             step = read_manifest(source.result)["step"]

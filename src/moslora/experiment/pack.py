@@ -1,4 +1,7 @@
-"""The runs of an experiment that are done as two tables and a card, to be committed or handed on."""
+"""Finished runs of an experiment written as two tables and a card, to be committed or shared.
+
+The tables are in `moslora.compare.tables`, which also reads them.
+"""
 
 import shlex
 from collections.abc import Iterator, Sequence
@@ -12,7 +15,7 @@ from moslora.compare.index import EXPERIMENT, ArmCard, Card, read_index
 from moslora.compare.tables import TABLES, FinishedRun, read_tables, write_tables
 from moslora.errors import UsageError, capped, counted, some
 from moslora.experiment.file import PlannedRun
-from moslora.experiment.one_run import finished_run, made_with, planned_answers, planned_run
+from moslora.experiment.one_run import answered_run, planned_run, recorded_provenance
 from moslora.experiment.study import Study
 from moslora.files import locked, new_folder
 from moslora.runs.conditions import Conditions
@@ -20,11 +23,13 @@ from moslora.runs.evaluation import Evaluation
 
 
 def pack_runs(study: Study, out: Path) -> Iterator[str]:
-    """Writes the runs of an experiment that are done, from its tables and from folders, into the folder ``out``; yields
-    what to tell.
+    """Write the finished runs of an experiment, from its tables and from folders, into the folder ``out``.
+
+    Yields:
+        Lines for the user.
 
     Raises:
-        UsageError: there are none, some were made or asked in another way, or ``out`` has runs that are not among them.
+        UsageError: there are no runs, some have another recipe, provenance or evaluation, or ``out`` has other runs.
     """
     index = read_index(study.out)
     if index is None:
@@ -32,18 +37,15 @@ def pack_runs(study: Study, out: Path) -> Iterator[str]:
     if out.resolve() == study.out.resolve():
         raise UsageError(f"{out}: the experiment's own folder; choose another one with --pack")
     study = study.with_all_arms()
-    others = study.others()
-    if others:
-        raise UsageError("\n".join(others))
+    study.refuse_mismatches()
     with locked(study.out):
-        every = (*study.experiment.rate_runs(study.arms), *study.scored_runs())
         done = []
         rows = []
-        for planned in every:
-            row = finished_run(study.out, planned)
+        for planned in (*study.experiment.rate_runs(study.arms), *study.scored_runs()):
+            row = answered_run(study.out, planned)
             if row is not None:
                 done.append(planned)
-                rows.append(replace(row, evaluation=planned_answers(study.out, planned)))
+                rows.append(row)
         evaluations = [row.evaluation for row in rows if row.evaluation is not None]
         base = shared_base(evaluations)
         if base is not None:
@@ -64,26 +66,32 @@ def pack_runs(study: Study, out: Path) -> Iterator[str]:
 
 
 def _arms(study: Study, done: Sequence[PlannedRun], before: Card | None) -> dict[str, ArmCard]:
-    """Arm -> how its runs were made: as the card of the tables says, and the folders of the others."""
-    known = before.arms if before is not None else {}
+    """Return arm -> card, from the card of earlier tables and from run folders.
+
+    Args:
+        study: experiment in its folder.
+        done: finished runs.
+        before: card of the tables in the experiment's folder, if it has tables.
+    """
+    cards_before = before.arms if before is not None else {}
     cards: dict[str, ArmCard] = {}
-    for planned in sorted(done, key=lambda one: not one.scored):  # as those that are scored have recorded more
+    for planned in sorted(done, key=lambda run: not run.scored):  # a scored run has recorded more
         arm = planned.arm
         applied = study.experiment.file.applied(arm)
         new = ArmCard(study.experiment.recipes[arm].to_yaml(), (), applied.of if applied else "")
-        card = cards.get(arm) or known.get(arm) or new
-        made = made_with(planned_run(study.out, planned))
-        if not any(made.items() <= other.items() for other in card.made_with):
-            card = replace(card, made_with=(*card.made_with, made))
+        card = cards.get(arm) or cards_before.get(arm) or new
+        provenance = recorded_provenance(planned_run(study.out, planned))
+        if not any(provenance.items() <= other.items() for other in card.made_with):
+            card = replace(card, made_with=(*card.made_with, provenance))
         cards[arm] = card
     return cards
 
 
 def _asked(evaluations: Sequence[Evaluation]) -> Conditions | None:
-    """How all were asked; ``None`` if there are none.
+    """Return the conditions of all evaluations; ``None`` if there are none.
 
     Raises:
-        UsageError: they were asked in several ways.
+        UsageError: the conditions differ.
     """
     if not evaluations:
         return None

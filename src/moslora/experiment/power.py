@@ -1,10 +1,10 @@
-"""What difference the runs of an experiment would show with other numbers of seeds and questions.
+"""Power of an experiment: the difference that it would show with other numbers of seeds and questions.
 
 The difference of two arms over S seeds and n questions of each set has the variance
 
     σ²_s / S + σ²_q / n + σ²_b / (S n)      of other seeds, of other questions, of both together
 
-The three are those of the comparison (`moslora.compare.distribution`), on average over its contrasts.
+The three are means over the contrasts of the comparison (`moslora.compare.distribution`).
 """
 
 from dataclasses import astuple, dataclass
@@ -18,23 +18,24 @@ from moslora.errors import UsageError, counted
 from moslora.runs.scores import MACRO
 
 SEEDS = (3, 4, 6, 8, 12, 16, 24)
-"""Numbers of seeds in the table, beside the experiment's own."""
+"""Numbers of seeds in the table, besides the experiment's own."""
 
 QUESTIONS = (0.25, 0.5, 1, 2, 4)
-"""Numbers of questions of each set, as multiples of the experiment's."""
+"""Numbers of questions of each set, as multiples of the experiment's own."""
 
 
 @dataclass(frozen=True)
 class Components:
-    """Variances of a difference D of two arms, with one seed and ``questions`` of each set. As estimates without bias,
-    whose mean is one too, they may be below 0.
+    """Components of the variance of a difference, with one seed and ``questions`` of each set.
+
+    The estimates are unbiased, so they may be below 0.
 
     Attributes:
         seed: σ²_s.
         question: σ²_q / n.
         both: σ²_b / n.
         questions: n.
-        degrees: of the questions' variance.
+        degrees: degrees of freedom of the questions' variance.
     """
 
     seed: float
@@ -45,7 +46,7 @@ class Components:
 
     @classmethod
     def of(cls, distribution: DifferenceDistribution, *, questions: float) -> "Components":
-        """Those of a difference that was found with several seeds and so many questions of each set."""
+        """Return the components of a difference that was estimated with several seeds and ``questions`` of each set."""
         seeds = distribution.seeds.degrees + 1
         return cls(
             seed=(distribution.seeds.variance - distribution.interaction) * seeds,
@@ -56,7 +57,7 @@ class Components:
         )
 
     def distribution(self, *, seeds: int, questions: float) -> DifferenceDistribution:
-        """The distribution of a difference of 0 that was found with so many seeds and questions of each set."""
+        """Return the distribution of a difference of 0, estimated with so many seeds and questions of each set."""
         share = self.questions / questions
         both = self.both * share / seeds
         return DifferenceDistribution(
@@ -68,16 +69,18 @@ class Components:
 
 
 def power_of(folder: Path) -> tuple[list[list[str]], list[str]]:
-    """The power of an experiment by its runs in ``folder``: seeds × questions, with the smallest difference that is
-    shown, and lines on what the numbers are.
+    """Return a table of the smallest difference that is shown, seeds × questions, and lines on what the numbers are.
+
+    Args:
+        folder: folder with the runs of an experiment.
 
     Raises:
-        UsageError: no contrast that was named has two seeds.
+        UsageError: no named contrast has two seeds.
     """
     comparison = compare_paths([folder])
     several = [contrast for contrast in comparison.named if contrast.seeds > 1]
     if not several:
-        raise UsageError(f"{folder}: no contrast that was named has two seeds, which tell what a seed changes")
+        raise UsageError(f"{folder}: no named contrast has two seeds, which measure what a seed changes")
     measured = []
     for contrast in several:
         of_each_set = contrast.questions() / len(contrast.y)

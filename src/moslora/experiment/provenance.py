@@ -1,4 +1,7 @@
-"""Whether a number on disk is still the one that its run would give, up to the rounding of another machine."""
+"""Provenance of a run: hashes of all that its numbers depend on, and how they differ from those of a planned run.
+
+The hashes of rows and bases themselves are computed in `moslora.data` and `moslora.base`.
+"""
 
 import hashlib
 import json
@@ -51,22 +54,28 @@ CODE = (
     moslora.tasks,
     moslora.training,
 )
-"""Packages and modules whose code makes the numbers."""
+"""Packages and modules that compute the numbers of a run."""
 
 REMADE: tuple[Changes, ...] = (Changes.DRAW, Changes.TRAINED, Changes.ROWS, Changes.READING)
-"""What the values of a recipe change with which a run is made again. What lies at a place is in the hashes."""
+"""Marks of the recipe values that change a run's numbers. What is at a path is in the hashes instead."""
 
-WHAT = ("rows", "questions", "base", "start", "tokenizer", "chat_template", "code")
-"""What a run may be refused for: hashes in its provenance. ``start`` is of the adapter that it continues."""
+HASHES = ("rows", "questions", "base", "start", "tokenizer", "chat_template", "code")
+"""Keys of the hashes in a provenance. ``start`` is that of the adapter that a run continues."""
 
-RECORDED = (*WHAT, "packages")
-"""All keys of a provenance."""
+RECORDED = (*HASHES, "packages")
+"""Keys of a provenance."""
 
 
 def provenance(planned: PlannedRun, *, fetching: bool = True) -> dict[str, Any]:
-    """Everything besides its recipe that a run's numbers depend on: hashes by the keys of :data:`WHAT`, of which
-    ``questions`` if it is scored; and ``packages``, the versions of those that compute. Without ``fetching`` code and
-    packages alone, which need neither base nor rows."""
+    """Return hashes of all that a run's numbers depend on besides its recipe, and the versions of packages.
+
+    Args:
+        planned: run; only a scored one has a hash of questions.
+        fetching: whether to hash base and rows, which may have to be fetched; otherwise only code and packages.
+
+    Returns:
+        `HASHES` -> hash, and ``packages`` -> versions.
+    """
     recipe = planned.recipe
     facts: dict[str, Any] = {}
     if fetching:
@@ -83,27 +92,32 @@ def provenance(planned: PlannedRun, *, fetching: bool = True) -> dict[str, Any]:
 
 @cache
 def _encoding(model: ModelSection, format: FormatName) -> dict[str, str]:
-    """Hashes of tokenizer and chat template, computed once per process."""
+    """Return hashes of tokenizer and chat template, computed once per process."""
     return encoding(Encoder(load_tokenizer(model), max_length=None), format)
 
 
 @cache
 def _rows(split: Split, tasks: tuple[Task, ...], source: str) -> str:
-    """Hash of the rows, computed once per process."""
+    """Return the hash of the rows, computed once per process."""
     return _hash(identity(tasks, split, source=source))
 
 
 def changes(
     planned: PlannedRun, recipe: Recipe, made_with: Mapping[str, Any], *, any_code: bool, fetching: bool = True
 ) -> list[str]:
-    """Differences between ``planned`` and a run that was made by ``recipe`` with the provenance ``made_with``.
+    """Return the differences between a planned run and a run on disk, as lines.
 
-    What the run's version did not record yet is not known to differ. ``any_code``: other code, or other versions of the
-    packages that compute, are no difference. Without ``fetching``, base and rows, which may be elsewhere, are not
-    looked at.
+    What an earlier version did not record is no difference.
+
+    Args:
+        planned: planned run.
+        recipe: recipe of the run on disk.
+        made_with: provenance of the run on disk.
+        any_code: whether to ignore other code and versions of packages.
+        fetching: whether to compare base and rows, which may have to be fetched.
     """
-    counted = (*REMADE, Changes.ASKED) if planned.scored else REMADE
-    differences = planned.recipe.differences(recipe, *counted)
+    marks = (*REMADE, Changes.ASKED) if planned.scored else REMADE
+    differences = planned.recipe.differences(recipe, *marks)
     start = planned.recipe.adapter.continue_from
     if start is None or recipe.adapter.continue_from is None:  # two places may hold the same weights
         differences += planned.recipe.differences(recipe, Changes.START)
@@ -112,21 +126,22 @@ def changes(
             hash_of_predecessor(start)
         except MosloraError as error:
             return [*differences, f"cannot be made again: {error}"]
-    here = provenance(planned, fetching=fetching)
+    current = provenance(planned, fetching=fetching)
     if any_code:
-        made_with = {**made_with, "code": here["code"], "packages": here["packages"]}
-    for key in WHAT:
-        if key in made_with and key in here and made_with[key] != here[key]:
+        made_with = {**made_with, "code": current["code"], "packages": current["packages"]}
+    for key in HASHES:
+        if key in made_with and key in current and made_with[key] != current[key]:
             differences.append(f"the {key.replace('_', ' ')} changed")
     recorded = made_with.get("packages", {})
-    return [*differences, *changed_keys(recorded, {name: here["packages"].get(name) for name in recorded}).values()]
+    versions = {name: current["packages"].get(name) for name in recorded}
+    return [*differences, *changed_keys(recorded, versions).values()]
 
 
 @cache
 def code() -> str:
-    """Hash of the files in :data:`CODE`, the same under every Python.
+    """Return the hash of the source files of `CODE`, the same under every Python.
 
-    A commit would change with every document, and the version of the package with no change at all.
+    A commit also changes with a document, and the version of the package seldom changes with the code.
     """
     return _hash({path.relative_to(PACKAGE).as_posix(): sha256(path) for path in source_files(CODE)})
 

@@ -1,4 +1,7 @@
-"""Trains a finished run again, and says how far what came out is off."""
+"""Training of a finished run again, and the distance between the two adapters.
+
+Which runs can be trained again is in `moslora.runs.resuming`.
+"""
 
 import math
 import os
@@ -24,48 +27,58 @@ from moslora.training.launch import train_in_processes
 from moslora.training.prepare import adapt, gather_inputs
 
 TOLERANCE = 0.05
-"""Largest ‖θ′ − θ‖ / ‖θ − θ₀‖ that other hardware or versions may cause by rounding; θ are all weights of the adapter,
-θ₀ those at its start. Ten times the largest that was measured: docs/comparing.md has the reruns."""
+"""Largest ‖θ′ − θ‖ / ‖θ − θ₀‖ that counts as rounding of other hardware or versions. θ are the adapter's weights, θ₀
+those at its start. It is ten times the largest measured distance (docs/comparing.md)."""
 
 
 def reproduce(run: Run, *, out: Path, trust_remote_code: bool = False) -> str:
-    """Trains ``run`` again in ``out``, with as many processes and threads, and says how far its weights are off.
-    `moslora.runs.resuming.refuse_reproduction` has seen that it can be.
-    ``trust_remote_code``: the base's own Python code may run, which a run's recipe cannot allow.
+    """Train ``run`` again with as many processes and threads, and return a line on how far the weights are apart.
+
+    Args:
+        run: finished run that `moslora.runs.resuming.refuse_reproduction` accepts.
+        out: folder of the new run.
+        trust_remote_code: whether the base's own Python code may run, which a stored recipe cannot allow.
 
     Raises:
-        MosloraError: the rows are others, training failed, or the weights differ by more than :data:`TOLERANCE`.
+        MosloraError: the rows differ, training failed, or the weights differ by more than `TOLERANCE`.
     """
     trusted = [f"{TRUST}=true"] if trust_remote_code else []
     recipe = run.recipe_to_resume(trusted)
     facts = run.facts
-    read_continued(recipe, begun_with=predecessor_of(facts))  # which refuses other weights
+    read_continued(recipe, begun_with=predecessor_of(facts))  # refuses other weights
     data = gather_inputs(recipe).data
-    then = facts.get("data", {})
-    if any(key in then and then[key] != getattr(data, key) for key in ("sha256", "tokens_sha256")):
-        raise MosloraError("not reproduced: the training rows, or the tokens of them, differ from the run's")
+    recorded = facts.get("data", {})
+    if any(key in recorded and recorded[key] != getattr(data, key) for key in ("sha256", "tokens_sha256")):
+        raise MosloraError("not reproduced: the training rows, or their tokens, differ from the run's")
     if not Run(out).exists:
         write_text(out / RECIPE, (run.path / RECIPE).read_text(encoding="utf-8"))
     threads = facts.get("hardware", {}).get("threads")
-    # In a process of its own: a process's threads are set when it starts.
+    # The number of threads is set when a process starts.
     environment = {"OMP_NUM_THREADS": str(threads or os.cpu_count())}
     if threads or not gpus():
         environment["ACCELERATE_USE_CPU"] = "true"
     say(f"training again in {out}")
-    again = [str(out), "--resume", *trusted]
-    train_in_processes(again, out=out, processes=facts.get("processes", 1), environment=environment)
+    arguments = [str(out), "--resume", *trusted]
+    train_in_processes(arguments, out=out, processes=facts.get("processes", 1), environment=environment)
     return verdict(run, Run(out), start=start_of(recipe))
 
 
 def start_of(recipe: Recipe) -> dict[str, Tensor]:
-    """The adapter's weights before the first step: drawn from the recipe's seed, and where its start says so made of
-    the base's; or those of the adapter that it continues."""
+    """Return the adapter's weights before the first step: drawn by the seed, made from the base, or continued."""
     return adapter_state(adapt(read_base(recipe.model), recipe, start=read_continued(recipe)))
 
 
 def verdict(run: Run, again: Run, *, start: Mapping[str, Tensor]) -> str:
-    """A line that says how far apart the adapters of the finished runs are, which started as ``start``; fails beyond
-    :data:`TOLERANCE`."""
+    """Return a line on how far the adapters of two finished runs are apart.
+
+    Args:
+        run: first run.
+        again: second run.
+        start: weights of both before their first step.
+
+    Raises:
+        MosloraError: the distance is above `TOLERANCE`.
+    """
     before = open_adapter(run.result).weights()
     after = open_adapter(again.result).weights()
     distance = relative_distance(before, after, start=start)
@@ -80,11 +93,20 @@ def verdict(run: Run, again: Run, *, start: Mapping[str, Tensor]) -> str:
 def relative_distance(
     before: Mapping[str, Tensor], after: Mapping[str, Tensor], *, start: Mapping[str, Tensor]
 ) -> float:
-    """‖θ′ − θ‖ / ‖θ − θ₀‖ over all tensors; infinite if they are not the same ones, or nothing changed. Not of ‖θ‖,
-    which is mostly A's start."""
+    """Return ‖θ′ − θ‖ / ‖θ − θ₀‖ over all tensors; infinite if their names or sizes differ, or θ is θ₀.
+
+    ‖θ‖ as the unit would hide differences, as A's start makes up most of it.
+
+    Args:
+        before: θ.
+        after: θ′.
+        start: θ₀.
+    """
     if not before.keys() == after.keys() == start.keys():
         return math.inf
-    then, now, first = (torch.cat([each[key].double().flatten() for key in before]) for each in (before, after, start))
-    if then.shape != now.shape or torch.equal(then, first):
+    theta, theta_again, theta_start = (
+        torch.cat([weights[key].double().flatten() for key in before]) for weights in (before, after, start)
+    )
+    if theta.shape != theta_again.shape or torch.equal(theta, theta_start):
         return math.inf
-    return float((now - then).norm() / (then - first).norm())
+    return float((theta_again - theta).norm() / (theta - theta_start).norm())

@@ -1,6 +1,7 @@
-"""Runs an experiment: first each arm's learning rate is chosen, then its scored runs.
+"""An experiment in its folder: which runs are missing, doing them, and the tables of those that are done.
 
-Each is a run folder (`moslora.experiment.one_run`); ``experiment.json`` lists those that are scored.
+The search for the learning rates comes first, then the scored runs. ``experiment.json`` lists the scored runs. How a
+single run is done is in `moslora.experiment.one_run`.
 """
 
 import os
@@ -24,10 +25,10 @@ from moslora.errors import UsageError, on_interrupt, some
 from moslora.experiment.file import Experiment, PlannedRun
 from moslora.experiment.one_run import (
     RUN_FOLDERS,
+    answered_run,
     finished_run,
     loss_of,
     packed_run,
-    planned_answers,
     planned_run,
     run_locally,
 )
@@ -45,13 +46,17 @@ class Study:
     """An experiment in its folder.
 
     Attributes:
-        out: the folder.
-        arms: those that run.
-        any_code: whether results of other code count.
-        any_rate: whether an arm is scored whose best learning rate is the lowest or the highest tried.
-        fetching: whether base and rows are looked at, which may have to be fetched. A table alone needs neither.
-        start: starts runs, on this machine or on Ray (`moslora.experiment.on_ray`): a block with a function for each
-            run, which returns once that run is done.
+        experiment: experiment to run.
+        out: its folder.
+        arms: names of the arms to run.
+        any_code: whether runs of other code count.
+        any_rate: whether to score an arm whose best learning rate is the lowest or the highest tried.
+        fetching: whether to compare base and rows, which may have to be fetched. A table needs neither.
+        start: context manager that starts runs, here or on Ray (`moslora.experiment.on_ray`), and yields for each a
+            function that returns once the run is done.
+
+    Raises:
+        UsageError: the folder holds the runs of another experiment file.
     """
 
     experiment: Experiment
@@ -63,19 +68,26 @@ class Study:
     start: Callable[..., AbstractContextManager[Sequence[Callable[[], None]]]] = run_locally
     _seconds: list[float] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        # Two files may have one name, in two folders. A file that is gone was moved.
+        index = read_index(self.out)
+        other = self.out / index.file if index is not None else None
+        if other is not None and other.is_file() and not other.samefile(self.experiment.path):
+            raise UsageError(
+                f"{self.out}: holds the runs of {shown(other.resolve())}; choose another folder with --out, or, if"
+                f" this file takes its place, remove {self.out / EXPERIMENT}"
+            )
+
     @on_interrupt("stopped: the work so far is saved, and the same command continues from there")
     def run(self) -> bool:
-        """Runs what is left; false if an arm waits for a learning rate beyond those tried.
+        """Do the missing runs. Return whether all are done, as an arm may wait for a learning rate beyond those tried.
 
         Raises:
-            Interrupted: Ctrl-C or SIGTERM; the run in progress saved first.
-            UsageError: something there was made with another recipe, other data or other code.
+            Interrupted: Ctrl-C or SIGTERM, after the run in progress was saved.
+            UsageError: a run there has another recipe, other data or other code.
             MosloraError: a run failed.
         """
-        self.refuse_other_file()
-        others = self.others()
-        if others:
-            raise UsageError("\n".join(others))
+        self.refuse_mismatches()
         with locked(self.out):
             self.write_index()
             searching = self.experiment.rate_runs(self.arms)
@@ -86,108 +98,106 @@ class Study:
             scored = self.scored_runs()
             waiting = set() if self.any_rate else remarks.keys()
             trained = self.experiment.file.trained
-            ready = [one for one in scored if trained(one.arm) not in waiting or finished_run(self.out, one)]
+            ready = [run for run in scored if trained(run.arm) not in waiting or finished_run(self.out, run)]
             self._finish(ready, later=0)
             return len(ready) == len(scored)
 
-    def refuse_other_file(self) -> None:
-        """Refuses the folder of another experiment file's runs: two files may have one name, in two folders. A file
-        that is not there any more was moved."""
-        index = read_index(self.out)
-        if index is None:
-            return
-        other = self.out / index.file
-        if other.is_file() and not other.samefile(self.experiment.path):
-            raise UsageError(
-                f"{self.out}: holds the runs of {shown(other.resolve())}; choose another folder with --out, or, if"
-                f" this file takes its place, remove {self.out / EXPERIMENT}"
-            )
-
     def file_seen_from(self, folder: Path) -> str:
-        """The experiment's file, as seen from a folder with its runs."""
+        """Return the path of the experiment's file relative to a folder with its runs, or the built-in name."""
         path = self.experiment.path
         if is_builtin(path, kind="experiment"):
             return f"the built-in experiment {self.experiment.name}"
         return os.path.relpath(os.path.realpath(path), os.path.realpath(folder))
 
     def curves(self) -> list[Curve]:
-        """The arms' learning rates, as far as they are known."""
+        """Return the curve of each arm, with the losses so far."""
         file = self.experiment.file
         curves = []
         for arm in self.arms:
             losses: dict[float, list[float]] = {}
             for rate in file.rates(arm):
                 searched = self.experiment.planned([(file.trained(arm), rate)], scored=False)
-                rows = [finished_run(self.out, one) for one in searched]
+                rows = [finished_run(self.out, planned) for planned in searched]
                 losses[rate] = [loss_of(row) for row in rows if row is not None]
             curves.append(Curve(arm, len(file.rate_seeds), losses))
         return curves
 
     def _remarks(self) -> dict[str, str]:
-        """Arm that trains -> the remark on its curve."""
+        """Return arm -> remark on its curve, of the arms that train."""
         return {curve.arm: curve.remark for curve in self._searched() if curve.remark}
 
     def _searched(self) -> list[Curve]:
-        """The learning rates of the arms that train."""
+        """Return the curves of the arms that train."""
         return [curve for curve in self.curves() if not self.experiment.file.applied(curve.arm)]
 
     def scored_runs(self) -> list[PlannedRun]:
-        """The runs that are scored, seed after seed, of the arms whose learning rate is chosen."""
+        """Return the scored runs, seed after seed, of the arms whose learning rate is chosen."""
         chosen = [(curve.arm, curve.best) for curve in self.curves() if curve.best is not None]
         return self.experiment.planned(chosen, scored=True)
 
-    def others(self) -> list[str]:
-        """A line for each way in which runs there differ from those that this experiment would make."""
+    def refuse_mismatches(self) -> None:
+        """Refuse to count runs in the folder that differ from the planned ones.
+
+        Raises:
+            UsageError: a line for each difference.
+        """
+        mismatches = self.mismatches()
+        if mismatches:
+            raise UsageError("\n".join(mismatches))
+
+    def mismatches(self) -> list[str]:
+        """Return a line for each difference between runs in the folder and the planned ones."""
         choices = [(arm, rate) for arm in self.arms for rate in self.experiment.file.rates(arm)]
         names_by_fault: dict[str, list[str]] = defaultdict(list)
         for planned in (*self.experiment.rate_runs(self.arms), *self.experiment.planned(choices, scored=True)):
-            text = self._differs(planned)
-            if text:
-                names_by_fault[text].append(planned.name)
+            difference = self._difference(planned)
+            if difference:
+                names_by_fault[difference].append(planned.name)
         fix = "remove it to run it again, choose another folder with --out, or if only the code changed add --any-code"
         return [f"{self.out}: {some(names, most=1)}: {text}; {fix}" for text, names in names_by_fault.items()]
 
     def with_all_arms(self) -> "Study":
-        """The same experiment, whichever arms run."""
+        """Return the study with all arms."""
         return replace(self, arms=tuple(self.experiment.recipes))
 
-    def _differs(self, planned: PlannedRun) -> str:
-        """The differences of a run that is there; empty if it has none."""
+    def _difference(self, planned: PlannedRun) -> str:
+        """Return the differences between a run on disk and the planned one; empty if there are none, or no run."""
         run = planned_run(self.out, planned)
-        begun_with = run.facts.get("experiment")
+        recorded = run.facts.get("experiment")
         packed = packed_run(self.out, planned)
         strength = packed.strength if packed is not None else getattr(strength_of(run.facts), "value", None)
         if packed is not None:
             index = read_index(self.out)
             assert index is not None and index.card is not None
-            arm = index.card.arms[planned.arm]  # of which all rates and seeds are in the tables
-            recipe = arm.read_recipe()
+            card = index.card.arms[planned.arm]
+            recipe = card.read_recipe()
             training = recipe.training.model_copy(update={"learning_rate": planned.recipe.training.learning_rate})
             recipe = recipe.model_copy(update={"seed": planned.recipe.seed, "training": training})
-            ways = arm.made_with
-        elif begun_with and run.exists:
+            provenances = card.made_with
+        elif recorded and run.exists:
             recipe = run.recipe
-            ways = (begun_with,)
-        elif in_use(run.path) and not begun_with:
+            provenances = (recorded,)
+        elif in_use(run.path) and not recorded:
             return "not a run of this experiment"
         else:
             return ""
         differences = []
         if isinstance(planned.strength, float) and strength not in (planned.strength, None):
             differences.append(f"strength was {strength:g}, is {planned.strength:g}")
-        for made_with in ways:
+        for made_with in provenances:
             differences += changes(planned, recipe, made_with, any_code=self.any_code, fetching=self.fetching)
         return some(dict.fromkeys(differences), separator="; ")
 
     def _finish(self, runs: Sequence[PlannedRun], *, later: int) -> None:
-        """Does those of ``runs`` that are not done; ``later`` others come after them."""
-        left = [planned for planned in runs if finished_run(self.out, planned) is None]
+        """Do those of ``runs`` that are not done; ``later`` further runs are counted in the progress."""
+        missing = [planned for planned in runs if finished_run(self.out, planned) is None]
         self.write_index()
-        if not left:
+        if not missing:
             return
-        pending = len(left) + later
-        for _, alike in groupby(left, key=lambda planned: planned.strength is None):  # applied once it is trained
-            together = [*alike]
+        pending = len(missing) + later
+        # An adapter is trained before it is applied.
+        for _, group in groupby(missing, key=lambda planned: planned.strength is None):
+            together = [*group]
             with self.start(together, out=self.out) as waits:
                 for planned, wait in zip(together, waits, strict=True):
                     text = f"{planned.name}: {pending} left"
@@ -201,15 +211,17 @@ class Study:
                     self.write_index()
 
     def write_index(self) -> None:
-        """Writes ``experiment.json``: every scored run that is done and in no table; of the other arms those that, with
-        the search for their rate, would be made the same now."""
+        """Write ``experiment.json``, which lists every scored run that is done and in no table.
+
+        A run of an arm that is not among those to run counts only if it and the search for its rate match the plan.
+        """
         runs = []
         for planned in self.with_all_arms().scored_runs():
             row = finished_run(self.out, planned)
             if row is None or packed_run(self.out, planned) is not None:
                 continue
-            behind = (*self.experiment.rate_runs((planned.arm,)), planned)
-            if planned.arm in self.arms or not any(self._differs(one) for one in behind):
+            with_search = (*self.experiment.rate_runs((planned.arm,)), planned)
+            if planned.arm in self.arms or not any(map(self._difference, with_search)):
                 runs.append(
                     ExperimentRun(
                         arm=planned.arm,
@@ -229,26 +241,27 @@ class Study:
             runs=tuple(runs),
             others=tuple(others),
             file=self.file_seen_from(self.out),
-            margin=None if file.margin is None else str(file.margin),
+            margin=file.margin,
             card=before.card if before is not None else None,
         )
         index.write(self.out)
 
     def tables(self) -> Iterator[list[list[str]]]:
-        """The curves of the learning rates, and the scores so far."""
+        """Yield the table of the learning rates, if there are several, and that of the scores so far."""
         curves = self.curves()
         if any(len(curve.losses) > 1 for curve in curves):
             yield rate_table(self._searched())
-        # Of the planned questions alone: the runs may have been asked more.
+        # The runs may also have answers to other questions than the planned ones.
         scored: dict[str, list[ComparedRun]] = {arm: [] for arm in self.arms}
         strengths: dict[str, list[float]] = {}
         for planned in self.scored_runs():
-            row = finished_run(self.out, planned)
-            evaluation = planned_answers(self.out, planned)
-            if row is not None and evaluation is not None:
-                run = ComparedRun(evaluation, evaluation.folder, validation_loss=row.validation_loss)
+            row = answered_run(self.out, planned)
+            if row is None:
+                continue
+            if row.evaluation is not None:
+                run = ComparedRun(row.evaluation, row.evaluation.folder, validation_loss=row.validation_loss)
                 scored[planned.arm].append(run)
-            if row is not None and row.strength is not None:
+            if row.strength is not None:
                 strengths.setdefault(planned.arm, []).append(row.strength)
         yield score_table(
             curves,
@@ -260,18 +273,18 @@ class Study:
         )
 
     def _outcomes(self) -> list[str]:
-        """The outcomes of what is asked, those named beforehand first."""
+        """Return the outcomes that the runs have, planned ones first."""
         file = self.experiment.file
-        asked = self.experiment.recipes[self.arms[0]].questions.tasks  # the same in all arms
-        texts = any(task.is_text for task in asked)
+        tasks = self.experiment.recipes[self.arms[0]].questions.tasks  # the same in all arms
+        with_texts = any(task.is_text for task in tasks)
         always = [name for name, outcome in OUTCOMES.items() if outcome.always_shown]
-        named = dict.fromkeys((file.outcome, *file.also, *always))
-        return [outcome for outcome in named if texts or not OUTCOMES[outcome].of_texts]
+        names = dict.fromkeys((file.outcome, *file.also, *always))
+        return [name for name in names if with_texts or not OUTCOMES[name].of_texts]
 
     def closing(self) -> Iterator[str]:
-        """The lines below the tables."""
+        """Yield the lines below the tables."""
         yield from self._remarks().values()
-        yield from (f"note: {line}" for line in self.with_all_arms().others())
+        yield from (f"note: {line}" for line in self.with_all_arms().mismatches())
         total = len(self.arms) * len(self.experiment.file.seeds)
         rows = [finished_run(self.out, planned) for planned in self.scored_runs()]
         finished = [row for row in rows if row is not None]
@@ -281,5 +294,5 @@ class Study:
         scored = len(finished) - len(diverged)
         yield f"{scored} of {total} runs are scored; to compare them: moslora compare {shlex.quote(str(self.out))}"
         if len(finished) == total:
-            with suppress(UsageError):  # they cannot be compared, of which `compare` says why
+            with suppress(UsageError):  # `moslora compare` says why they cannot be compared
                 yield from conclusions(compare_paths([self.out]).within(None))

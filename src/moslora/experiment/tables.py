@@ -1,4 +1,7 @@
-"""The tables of an experiment: the learning rates, of which each arm has one chosen, and the scores so far."""
+"""Tables of an experiment: the losses by learning rate with the chosen one, and the scores so far.
+
+The tables on disk are in `moslora.compare.tables`.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,18 +15,17 @@ from moslora.runs.intervals import mean_of
 from moslora.runs.outcomes import OUTCOMES
 
 OVER_SEEDS = "± over seeds"
-"""What the standard error of a mean is of: other seeds, and not other questions."""
+"""Title of a mean's standard error, which is over seeds and not over questions."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """An arm's validation losses by learning rate. The rate with the lowest mean over the search's seeds is chosen;
-    runs that are scored have other seeds.
+    """Validation losses of an arm by learning rate. The rate with the lowest mean loss is chosen.
 
     Attributes:
-        arm: its name in the experiment.
-        seeds: number of seeds of every rate.
-        losses: learning rate -> validation losses of the seeds that are done; `math.inf` for one that is not finite.
+        arm: name of the arm.
+        seeds: number of seeds of the search, which no scored run has.
+        losses: learning rate -> losses of the seeds that are done, infinite if not finite.
     """
 
     arm: str
@@ -37,7 +39,7 @@ class Curve:
 
     @property
     def best(self) -> float | None:
-        """The chosen rate; ``None`` while runs are missing, or if no loss was finite. A lone rate needs no run."""
+        """Chosen rate; ``None`` while runs are missing, or if no loss was finite. A single rate needs no run."""
         if len(self.losses) == 1:
             return next(iter(self.losses))
         if not self.complete:
@@ -50,15 +52,15 @@ class Curve:
 
     @property
     def remark(self) -> str:
-        """A note if no rate was good, or if the best is the lowest or the highest: the optimum may lie beyond."""
+        """Remark if no loss was finite, or if the best rate is the lowest or highest tried; else empty."""
         rates = sorted(self.losses)
         best = self.best
         if best is None and self.complete:
             return f"{self.arm}: no learning rate had a finite validation loss, so no run is scored; add lower ones"
         if best is None or len(rates) == 1 or best not in (rates[0], rates[-1]):
             return ""
-        side, next_to_it = ("lowest", rates[1]) if best == rates[0] else ("highest", rates[-2])
-        beyond = best**2 / next_to_it  # as far from the best, as a factor, as its neighbour
+        side, neighbour = ("lowest", rates[1]) if best == rates[0] else ("highest", rates[-2])
+        beyond = best**2 / neighbour  # by the same factor, on the other side
         return (
             f"{self.arm}: {best:g} is the {side} learning rate tried (--any-rate scores the arm so); one beyond it may"
             f" be better: add {beyond:.2g}"
@@ -66,7 +68,7 @@ class Curve:
 
 
 def rate_table(curves: Sequence[Curve]) -> list[list[str]]:
-    """Arms × rates: the mean validation loss, ± half the range where there are several seeds; a * marks the choice."""
+    """Return arms × rates: the mean validation loss, ± half the range over several seeds; * marks the chosen rate."""
     rates = sorted({rate for curve in curves for rate in curve.losses})
     rows = [["validation loss at learning rate", *(f"{rate:g}" for rate in rates)]]
     for curve in curves:
@@ -75,7 +77,7 @@ def rate_table(curves: Sequence[Curve]) -> list[list[str]]:
 
 
 def _losses_in_words(curve: Curve, rate: float) -> str:
-    """The losses of one rate; empty if the arm does not try it."""
+    """Return the cell of a rate; empty if the arm does not try it."""
     if rate not in curve.losses:
         return ""
     losses = curve.losses[rate]
@@ -102,9 +104,16 @@ def score_table(
     strengths: Mapping[str, Sequence[float]],
     base: Evaluation | None = None,
 ) -> list[list[str]]:
-    """Arms × outcomes: the mean over the ``scored`` runs of each arm, of which there will be ``seeds``, and what it
-    gained over the ``base``, if its answers to the same questions are known. ``strengths`` are those of the runs of
-    arms that train nothing."""
+    """Return arms × outcomes: the mean over the scored runs, and the gain over the base, if it has answers.
+
+    Args:
+        curves: curve of each arm.
+        scored: arm -> its scored runs so far.
+        outcomes: names of the outcomes.
+        seeds: planned number of scored runs of each arm.
+        strengths: arm -> strengths of its runs, of arms that train nothing.
+        base: answers of the base to the same questions.
+    """
     titles = ["arm", "learning rate", *(["strength"] if strengths else []), "seeds"]
     for outcome in outcomes:
         titles.append(f"{OUTCOMES[outcome].title} {OVER_SEEDS}")
@@ -118,8 +127,8 @@ def score_table(
             rate = f"{curve.best:g}"
         cells = [curve.arm, rate]
         if strengths:
-            of_runs = sorted(strengths.get(curve.arm, ()))
-            cells.append(" to ".join(f"{value:g}" for value in dict.fromkeys((*of_runs[:1], *of_runs[-1:]))))
+            in_order = sorted(strengths.get(curve.arm, ()))
+            cells.append(" to ".join(f"{value:g}" for value in dict.fromkeys((*in_order[:1], *in_order[-1:]))))
         cells.append(f"{len(runs)}/{seeds}")
         for outcome in outcomes:
             cells.append(mean_over_seeds(runs, outcome))
@@ -131,18 +140,17 @@ def score_table(
 
 
 def mean_over_seeds(runs: Sequence[ComparedRun], outcome: str) -> str:
-    """The mean of the runs' macro averages, ± its standard error over the seeds; a dash without values, as of
-    probabilities under `generate`."""
+    """Return the mean of the runs' macro averages, ± its standard error over seeds; a dash if a run has none."""
     measure = OUTCOMES[outcome]
     averages = [run.average(measure) for run in runs]
-    known = [measure.factor * average for average in averages if average is not None]
-    if not known or len(known) < len(runs):
+    values = [measure.factor * average for average in averages if average is not None]
+    if not values or len(values) < len(runs):
         return "–"
-    return mean_in_words(known, digits=measure.fine)
+    return mean_in_words(values, digits=measure.fine)
 
 
 def mean_in_words(values: Sequence[float], *, digits: int) -> str:
-    """The mean of one number of each run, ± its standard error over the seeds."""
+    """Return the mean of one number of each run, ± its standard error over seeds."""
     mean = mean_of(values)
     text = f"{mean.value:.{digits}f}"
     if mean.error is not None:

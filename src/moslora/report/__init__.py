@@ -1,6 +1,7 @@
-"""One page about runs: how they trained, what they answer, what they learned. Self-contained, with the figures as PNG.
+"""Report about runs on one self-contained HTML page, with its figures as PNG: training, answers, comparisons, mixers.
 
-``report.html``  needs no network        ``NAME.png``  every figure
+``report.html``  page, which needs no network
+``NAME.png``     each figure
 """
 
 import html
@@ -16,20 +17,20 @@ PAGE = "report.html"
 
 
 def write_report(paths: Sequence[Path], *, out: Path, evaluation: str | None = None) -> Path:
-    """Writes the report about the runs at ``paths`` into ``out``, where it replaces an older report; returns the page.
+    """Write the report about the runs at ``paths`` into ``out``, where it replaces an older report. Return the page.
 
     Args:
         paths: runs, folders of runs, or experiments.
         out: a folder that is empty or holds nothing but a report.
         evaluation: name of the evaluation's folder in a run's ``eval/``; ``None`` for the only one, or the recipe's.
+
+    Raises:
+        UsageError: a path is not a folder, ``out`` has other files, matplotlib is not installed, or there are no runs.
     """
     for path in paths:
-        if path.is_file():
-            raise UsageError(f"{path}: a file, not a run; moslora compare reads logs of other programs")
-        if not path.exists():
-            raise UsageError(
-                f"{path}: no such run; {did_you_mean(near_folders(path), otherwise='moslora runs lists all')}"
-            )
+        if not path.is_dir():
+            fix = did_you_mean(near_folders(path), otherwise="moslora runs lists all")
+            raise UsageError(f"{path}: no such folder; {fix}")
     older = partial(_files, out / PAGE)
     refuse_used(out, older=older())
     with needing("matplotlib", "a report"):
@@ -44,7 +45,7 @@ def write_report(paths: Sequence[Path], *, out: Path, evaluation: str | None = N
 
 
 def _files(page: Path) -> list[str]:
-    """The names of the files of the report with this page, which lists them; none if no report wrote it."""
+    """Return the names of a report's files, which its page lists; empty if the page is not a report's."""
     text = page.read_text(encoding="utf-8", errors="replace") if page.is_file() else ""
-    found = re.search('<meta name="moslora-report" content="(.*)">', text)
-    return html.unescape(found[1]).split("/") if found else []
+    names = re.search('<meta name="moslora-report" content="(.*)">', text)
+    return html.unescape(names[1]).split("/") if names else []

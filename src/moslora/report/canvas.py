@@ -1,4 +1,4 @@
-"""The canvas of every figure: a style, a PNG, and an SVG whose colours the page sets, for light and dark."""
+"""Canvas of the figures: their style, and how they are saved as PNG and as SVG with the page's colours."""
 
 import io
 import re
@@ -20,7 +20,7 @@ SERIES = ("#2563eb", "#ea580c", "#0d9488", "#9333ea", "#ca8a04", "#db2777", "#65
 MARKERS = "osD^vP*X<>hp"
 LINES = ("-", "--", ":")
 VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid"} | {color: f"c{i}" for i, color in enumerate(SERIES)}
-"""Colour -> the variable of the page that holds it, with another value in the dark."""
+"""Colour -> variable of the page that holds it, which has another value in dark mode."""
 
 NO_METADATA: Any = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
@@ -60,7 +60,7 @@ DIVERGING = LinearSegmentedColormap.from_list("faded", [(*BLUE, 1), (*BLUE, 0), 
 
 
 class Style(NamedTuple):
-    """How the marks and lines of an arm look."""
+    """Colour, marker and line style of an arm."""
 
     color: str
     marker: str
@@ -69,20 +69,25 @@ class Style(NamedTuple):
 
 @dataclass(frozen=True)
 class Canvas:
-    """Draws figures, the PNGs into ``folder``, with a colour for each of ``arms``."""
+    """Maker of figures.
+
+    Attributes:
+        folder: folder of the PNGs.
+        arms: arms of all figures, whose places choose their styles.
+    """
 
     folder: Path
     arms: Sequence[str]
 
     @contextmanager
     def figure(self, width: float, height: float, *, columns: int = 1, rows: int = 1) -> Iterator[tuple[Figure, Any]]:
-        """A figure of this size in inches, and its axes: one, or an array of shape ``(rows, columns)``."""
+        """Yield a figure of this size in inches, and its axes: one, or an array of shape ``(rows, columns)``."""
         with matplotlib.rc_context(STYLE):
             figure = Figure(figsize=(width, height))
             yield figure, figure.subplots(rows, columns, squeeze=rows * columns == 1)
 
     def style(self, arm: str) -> Style:
-        """The style of an arm, the same in every figure. Colours alone would not tell twelve arms apart."""
+        """Return the style of an arm, the same in every figure. Colours alone are too few for twelve arms."""
         place = self.arms.index(arm)
         return Style(
             SERIES[place % len(SERIES)],
@@ -91,10 +96,10 @@ class Canvas:
         )
 
     def keep(self, name: str, figure: Figure) -> Markup:
-        """Writes ``FOLDER/NAME.png``, and returns the SVG for the page."""
+        """Write ``FOLDER/NAME.png`` and return the SVG for the page."""
         text = io.StringIO()
         with matplotlib.rc_context(STYLE):
-            figure.draw_without_rendering()  # labels are wrapped by where they stand, which the first layout finds
+            figure.draw_without_rendering()  # the first layout places the labels, by which they are wrapped
             figure.savefig(self.folder / f"{name}.png", dpi=160, facecolor="white")
             figure.savefig(text, format="svg", transparent=True, metadata=NO_METADATA)
         _, _, svg = text.getvalue().partition("<svg")

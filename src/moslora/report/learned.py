@@ -1,4 +1,7 @@
-"""M of each layer of an adapter, and as the seed drew it."""
+"""Mixer matrix M of each layer of an adapter, and its start.
+
+Their heat maps are in `moslora.report.figures.mixers`.
+"""
 
 import re
 from dataclasses import dataclass
@@ -16,26 +19,32 @@ from moslora.runs.origin import CONTINUED_FROM
 
 @dataclass(frozen=True)
 class LearnedLayer:
-    """One layer's M."""
+    """Mixer of a layer.
 
-    name: str  # of the layer in the model
-    mixer: Floats  # M, shape ``(rank_out, rank_in)``
-    start: Floats | None  # M as the seed drew it, of the same shape; ``None`` where it was trained before
+    Attributes:
+        name: name of the layer in the model.
+        mixer: M, shape ``(rank_out, rank_in)``.
+        start: M as the seed drew it, of the same shape; ``None`` for an adapter that was trained before.
+    """
+
+    name: str
+    mixer: Floats
+    start: Floats | None
 
     @property
     def kind(self) -> str:
-        """The last part of the name, such as q_proj."""
+        """Last part of the name, such as q_proj."""
         return self.name.rpartition(".")[2]
 
     @property
     def depth(self) -> int:
-        """The first number in the name, or 0."""
+        """First number in the name, or 0."""
         numbers = re.findall(r"\.(\d+)\.", self.name)
         return int(numbers[0]) if numbers else 0
 
 
 def learned_layers(folder: AdapterFolder) -> list[LearnedLayer]:
-    """The layers of an adapter whose M has weights, in the model's order. The base's weights are not read.
+    """Return the layers of an adapter whose M has weights, in the model's order. The base's weights are not read.
 
     Empty for a method of PEFT, and for a mixer that depends on the token or the task: it has no single M.
     """
@@ -53,12 +62,12 @@ def learned_layers(folder: AdapterFolder) -> list[LearnedLayer]:
 
 
 def _matrix(mixer: Mixer) -> Floats:
-    """M."""
+    """Return M, shape ``(rank_out, rank_in)``."""
     return np.asarray(mixer.matrix().detach().double().numpy(), dtype=np.float64)
 
 
 def _drawn(recipe: Recipe, name: str) -> Floats:
-    """M of the layer ``name`` as the recipe's seed draws it."""
+    """Return M of the layer ``name`` as the recipe's seed draws it, shape ``(rank_out, rank_in)``."""
     options = recipe.adapter
     assert isinstance(options, AdapterSection)
     drawn = build_mixer(options.mixer, rank=options.rank, rank_out=options.rank_out)

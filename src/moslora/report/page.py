@@ -1,4 +1,4 @@
-"""The page of a report: what it says is collected, its figures are drawn, and ``page.html`` is filled."""
+"""Page of a report: its numbers are collected, its figures drawn, and the template ``page.html`` filled."""
 
 import os
 from collections.abc import Sequence
@@ -11,12 +11,18 @@ from moslora.report import PAGE, figures
 from moslora.report.canvas import VARIABLES, Canvas
 from moslora.report.comparisons import against_bases, against_each_other
 from moslora.report.runs import ReportedRun
-from moslora.report.tables import differing, glance
+from moslora.report.tables import differing, overview
 from moslora.runs.results import results_of
 
 
 def page(runs: Sequence[ReportedRun], paths: Sequence[Path], *, folder: Path) -> str:
-    """The text of the page on the ``runs`` that were found at ``paths``; the PNGs are written into ``folder``."""
+    """Return the text of the page, and write its figures as PNG.
+
+    Args:
+        runs: runs at ``paths``.
+        paths: as the user named them.
+        folder: folder of the PNGs.
+    """
     arms = list(dict.fromkeys(run.arm for run in runs))
     results = {}
     for run in runs:
@@ -24,8 +30,8 @@ def page(runs: Sequence[ReportedRun], paths: Sequence[Path], *, folder: Path) ->
             if answered and answered.conditions and name not in results:
                 results[name] = results_of(answered)
     notes = [f"{run.name}: {run.left_out}" for run in runs if run.left_out]
-    for name, found in results.items():
-        notes += [f"{name}: {remark}" for remark in remarks(found)]
+    for name, result in results.items():
+        notes += [f"{name}: {remark}" for remark in remarks(result)]
     each_other = against_each_other(runs, paths)
     bases = against_bases(runs)
     canvas = Canvas(folder, arms)
@@ -40,12 +46,12 @@ def page(runs: Sequence[ReportedRun], paths: Sequence[Path], *, folder: Path) ->
         files=[PAGE, *sorted(os.listdir(folder))],
         arms={arm: VARIABLES[canvas.style(arm).color] for arm in arms},
         remarks=notes,
-        glance=glance(runs, results),
+        overview=overview(runs, results),
         answers=answers,
-        comparisons=sorted([*each_other, *bases], key=lambda one: not one.contrasts),
+        comparisons=sorted([*each_other, *bases], key=lambda comparison: not comparison.contrasts),
         curves=curves,
         strengths=strengths,
         mixers=mixers,
-        scores={f"{name}: {heading(found)}": table(found) for name, found in results.items()},
+        scores={f"{name}: {heading(result)}": table(result) for name, result in results.items()},
         differing=differing(runs),
     )

@@ -1,7 +1,8 @@
-"""The runs of a report, as far as they got."""
+"""Runs of a report with their answers and metrics, also of unfinished runs."""
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,17 +22,17 @@ from moslora.runs.run import Run
 
 @dataclass
 class ReportedRun:
-    """One run of a report.
+    """A run of a report.
 
     Attributes:
-        run: where it is.
-        name: of its folder, or its path where others have the same name.
-        arm: of the runs that differ from it only in the seed; its name if there are none.
-        compared: its evaluation; ``None`` without a finished task.
-        tuned: the same, on the questions that its base answered, too, if there are any.
-        base: its base's, on the same questions; ``None`` if it has none of them.
-        left_out: a line on the questions that only one of the two answered; empty if there are none.
-        base_name: "base", or whose it is where the runs have several bases, or asked them other questions.
+        run: run folder.
+        name: name of its folder, or its path if others have the same name.
+        arm: name of its arm, shared by runs that differ only in the seed; its own name if it is alone.
+        compared: its answers; ``None`` without a finished task.
+        tuned: its answers to the questions that its base answered as well, or to all if there are none.
+        base: answers of its base to the same questions; ``None`` without any.
+        left_out: line on the questions that only one of the two answered; empty without any.
+        base_name: "base", or "base of NAME" if the runs have several bases, or asked one in several ways.
     """
 
     run: Run
@@ -45,17 +46,17 @@ class ReportedRun:
 
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
-        """The rows of its ``metrics.jsonl``."""
+        """Rows of its ``metrics.jsonl``."""
         return self.run.metrics
 
     def curve(self, name: str) -> tuple[list[int], list[float]]:
-        """Steps and values of one metric."""
+        """Return steps and values of a metric."""
         rows = [row for row in self.metrics if row.get(name) is not None]
         return [row["step"] for row in rows], [row[name] for row in rows]
 
     @cached_property
     def learned(self) -> list[LearnedLayer]:
-        """The layers of its adapter or newest checkpoint; none before the first, or where its base is not found."""
+        """Mixers of its adapter or newest checkpoint; empty before the first, or if its base is not found."""
         try:
             return [layer for adapter in self.run.adapters[:1] for layer in learned_layers(open_adapter(adapter))]
         except MosloraError as fault:
@@ -64,7 +65,7 @@ class ReportedRun:
 
 
 def reported_runs(paths: Sequence[Path], *, evaluation: str | None = None) -> list[ReportedRun]:
-    """The runs at ``paths``.
+    """Return the runs at ``paths``.
 
     Args:
         paths: runs, folders of runs, or experiments.
@@ -89,45 +90,42 @@ def reported_runs(paths: Sequence[Path], *, evaluation: str | None = None) -> li
 
 
 def _read_answers(reported: ReportedRun, evaluation: str | None) -> None:
-    """Reads its evaluation and that of its base, as far as they are finished."""
+    """Read the finished answers of a run and of its base."""
     try:
-        found = compared_run(reported.run.path, evaluation)  # refuses the scores of older weights
+        compared = compared_run(reported.run.path, evaluation)  # refuses the scores of older weights
     except UsageError as fault:
         if evaluation:
             raise
         note(str(fault))
         return
-    if not found.tasks:
+    if not compared.tasks:
         return
-    reported.compared = reported.tuned = found
-    base = found.evaluation.base
+    reported.compared = reported.tuned = compared
+    base = compared.evaluation.base
     if base is None:
         return
-    shared, reported.left_out = questions_in_common([found.evaluation, base])
+    shared, reported.left_out = questions_in_common([compared.evaluation, base])
     if shared:
-        reported.tuned = found.only(shared)
+        reported.tuned = compared.only(shared)
         reported.base = base.only(shared)
 
 
 def _name_arms(runs: Sequence[ReportedRun]) -> None:
-    """Names the arms of runs with answers that no experiment names, unless they cannot be grouped."""
-    found = {run.compared.path: run for run in runs if run.compared and run.arm == run.name}
-    try:
-        arms = arms_of([run.compared for run in found.values() if run.compared])
-    except UsageError:
-        return
-    for arm in arms:
-        for member in arm.runs.values():
-            found[member.path].arm = arm.name
+    """Name the arms of runs with answers that belong to no experiment, if they can be grouped."""
+    unnamed = {run.compared.path: run for run in runs if run.compared and run.arm == run.name}
+    with suppress(UsageError):
+        for arm in arms_of([run.compared for run in unnamed.values() if run.compared]):
+            for member in arm.runs.values():
+                unnamed[member.path].arm = arm.name
 
 
 def _name_bases(runs: Sequence[ReportedRun]) -> None:
-    """Names each of several bases, or of one that was asked in several ways, after the first run that has it."""
+    """Name each of several bases, or of one asked in several ways, after the first run that has it."""
     with_base = [(run, run.base) for run in runs if run.base]
     names = []
     for _, base in with_base:
-        alike = (run for run, its in with_base if is_base_of(its, [base]))
-        names.append(next(alike).name)
+        same_base = (run for run, other in with_base if is_base_of(other, [base]))
+        names.append(next(same_base).name)
     if len(set(names)) > 1:
         for (run, _), name in zip(with_base, names, strict=True):
             run.base_name = f"base of {name}"

@@ -1,4 +1,4 @@
-"""The tables of the page: the runs at a glance, and where their cards differ. Header first."""
+"""Tables of the page, header first: an overview of the runs, and the recipe values and facts in which they differ."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,9 +9,13 @@ from moslora.runs.results import Results
 from moslora.runs.strength import strength_of
 
 
-def glance(runs: Sequence[ReportedRun], results: Mapping[str, Results]) -> list[list[str]]:
-    """A row per run. Averages are of the questions that the run and its base answered, whose ``results`` are given by
-    name."""
+def overview(runs: Sequence[ReportedRun], results: Mapping[str, Results]) -> list[list[str]]:
+    """Return a row per run.
+
+    Args:
+        runs: runs of the report.
+        results: name of a run or base -> results on the questions that both answered.
+    """
     rows = [["run", "method", "seed", "trained", "validation loss", "questions", "base", "tuned", "minutes", "peak GB"]]
     for run in runs:
         recipe = run.run.recipe
@@ -26,10 +30,12 @@ def glance(runs: Sequence[ReportedRun], results: Mapping[str, Results]) -> list[
 
 
 def _average(results: Results | None) -> str:
+    """Return the macro average in percent, or a dash."""
     return percent(results.macro.main.value) if results and results.macro else NO_VALUE
 
 
 def _steps(run: ReportedRun) -> str:
+    """Return the steps done and planned, and the chosen one; or the strength of an adapter that was not trained."""
     strength = strength_of(run.run.facts)
     if strength is not None:
         return f"strength {strength}"
@@ -39,13 +45,13 @@ def _steps(run: ReportedRun) -> str:
 
 
 def _last(run: ReportedRun, metric: str, *, per: float) -> str:
-    """The last value of a metric that only rises."""
+    """Return the last value of a metric that only rises, divided by ``per``."""
     _, values = run.curve(metric)
     return f"{values[-1] / per:.1f}" if values else NO_VALUE
 
 
 def differing(runs: Sequence[ReportedRun]) -> list[list[str]]:
-    """A row per fact of the runs' recipes and cards, but for scores, that is not the same in all runs."""
+    """Return a row per recipe value and recorded fact, other than scores, that differs between runs."""
     cards = []
     for run in runs:
         card = {key: fact for key, fact in run.run.facts.items() if key not in ("recipe", "packages", "results")}

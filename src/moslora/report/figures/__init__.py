@@ -1,6 +1,6 @@
-"""The figures of each section of the page. A new one is a function in this folder, and a line in its section here.
+"""Figures of each section of the page. A new one is a function in this folder, and a line in its section here.
 
-A figure is drawn on a canvas, which keeps it as PNG, and is returned as SVG; ``None`` where there is nothing to show.
+A figure is drawn on a canvas, which saves it as PNG, and returned as SVG; ``None`` if there is nothing to show.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,8 +24,16 @@ from moslora.strength.curve import read_curve
 def of_answers(
     canvas: Canvas, runs: Sequence[ReportedRun], bases: Sequence[ShownComparison], each_other: Sequence[ShownComparison]
 ) -> list[Markup]:
-    """The differences from the bases, or else of the arms, by task; and what was gained against what was forgotten,
-    where all runs are compared with one base on the same questions."""
+    """Return the figures of answers: differences by task, gain against forgetting, and confusion matrices.
+
+    Differences are from the bases, or without bases between the arms. Gain against forgetting needs a single base.
+
+    Args:
+        canvas: canvas of the report.
+        runs: runs of the report.
+        bases: comparisons with the bases.
+        each_other: comparison of the arms.
+    """
     figures: list[Markup] = []
     for comparison in bases or each_other:
         for _, contrasts in groupby(comparison.contrasts, key=lambda contrast: contrast.before):
@@ -42,7 +50,7 @@ def of_answers(
 
 
 def _confusions(canvas: Canvas, run: ReportedRun) -> Iterator[Markup]:
-    """The confusion matrix of each of the run's own tasks whose questions all have the same options."""
+    """Yield the confusion matrix of each of the run's own tasks whose questions all have the same options."""
     for task in run.run.recipe.own_tasks.values():
         options = shared_options(task)
         if run.compared and options and task.name in run.compared.tasks:
@@ -52,23 +60,23 @@ def _confusions(canvas: Canvas, run: ReportedRun) -> Iterator[Markup]:
 
 
 def of_training(canvas: Canvas, runs: Sequence[ReportedRun]) -> list[Markup]:
-    """A curve for each metric, the most telling first."""
+    """Return a curve for each metric, the most important first."""
     figures = [curve(canvas, runs, metric, title) for metric, title in CURVES.items()]
     return [figure for figure in figures if figure is not None]
 
 
 def of_strengths(canvas: Canvas, runs: Sequence[ReportedRun]) -> list[Markup]:
-    """The curve of each run whose strength was measured."""
+    """Return a figure for each run whose strengths were measured."""
     curves = [(run, read_curve(run.run)) for run in runs if run.run.finished]
     return [strengths(canvas, run, curve) for run, curve in curves if curve is not None]
 
 
 def of_mixers(canvas: Canvas, runs: Sequence[ReportedRun]) -> dict[str, Markup]:
-    """Arm -> the mixers of its first run."""
-    found = {}
+    """Return arm -> mixers of its first run."""
+    mixers = {}
     for arm in canvas.arms:
         run = next(run for run in runs if run.arm == arm)
         layers = mapped(run.learned)
         if layers:
-            found[arm] = draw_mixers(canvas, f"mixer-{run.name.replace('/', '-')}", layers)
-    return found
+            mixers[arm] = draw_mixers(canvas, f"mixer-{run.name.replace('/', '-')}", layers)
+    return mixers

@@ -1,4 +1,4 @@
-"""Confusion matrices: the right option of each question against the one that was chosen."""
+"""Confusion matrices: the right option of each question against the chosen one."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,15 @@ from moslora.runs.confusion import NO_ANSWER
 def confusion_matrix(
     canvas: Canvas, name: str, title: str, matrix: Sequence[Sequence[int]], options: Sequence[str]
 ) -> Markup:
-    """The number of questions in each cell; its colour is the share of the row, the questions of one right option."""
+    """Draw the number of questions in each cell, coloured by its share of the row.
+
+    Args:
+        canvas: canvas of the report.
+        name: name of the file.
+        title: title of the figure.
+        matrix: numbers by right option (rows) and chosen option or no answer (columns).
+        options: texts of the options.
+    """
     counts = np.array(matrix)
     side = 1.6 + 0.42 * len(options)
     with canvas.figure(side + 0.8, side) as (figure, axes):

@@ -1,4 +1,4 @@
-"""The course of training: a metric over the steps."""
+"""Curves of training: a metric over the steps."""
 
 from collections.abc import Sequence
 from textwrap import fill
@@ -22,15 +22,17 @@ CURVES = {
 """Metric -> title of its figure."""
 
 WINDOWS = 50
-"""The running mean is taken over one in so many of a curve's points; the points are drawn faint below it."""
+"""Number of windows of the running mean along a curve."""
 
 MARKS = 12
-"""Number of marks along a curve, at most twice that."""
+"""Minimum number of marks along a curve, unless it has fewer points."""
 
 
 def curve(canvas: Canvas, runs: Sequence[ReportedRun], metric: str, title: str) -> Markup | None:
-    """One metric over the steps, a line per run; ``None`` if no run has it. In what was validated a ring marks the step
-    that a run chose by it; around an accuracy are 95 % intervals."""
+    """Draw a metric over the steps, a line per run; ``None`` if no run has it.
+
+    A ring marks the step that a run chose by this metric. Accuracies have 95 % intervals.
+    """
     below = "step"
     legend = {}
     with canvas.figure(4.8, 2.5) as (figure, axes):
@@ -57,7 +59,7 @@ def curve(canvas: Canvas, runs: Sequence[ReportedRun], metric: str, title: str) 
 
 
 def _shade(axes: Axes, run: ReportedRun, style: Style) -> None:
-    """Wilson's intervals of a run's accuracies, of the effective number of questions where some are in a cluster."""
+    """Draw Wilson's intervals of a run's accuracies, with the effective number of questions if there are clusters."""
     rows = [row for row in run.metrics if row.get("validation_accuracy") is not None]
     intervals = []
     for row in rows:
@@ -68,7 +70,7 @@ def _shade(axes: Axes, run: ReportedRun, style: Style) -> None:
 
 
 def _draw(axes: Axes, steps: Sequence[int], values: Sequence[float], style: Style) -> Any:
-    """One run's line, the running mean of its points."""
+    """Draw the running mean of a run's points, and faint the points; return the line."""
     width = max(1, len(values) // WINDOWS)
     axes.plot(steps, values, linewidth=0.6, alpha=0.3, color=style.color)
     smooth = np.convolve(values, np.ones(width) / width, mode="valid")

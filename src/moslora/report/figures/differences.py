@@ -1,4 +1,4 @@
-"""Differences between arms, with their intervals."""
+"""Differences between arms, with intervals."""
 
 from collections.abc import Sequence
 from textwrap import fill
@@ -12,7 +12,7 @@ from moslora.runs.scores import MACRO
 
 
 def differences(canvas: Canvas, name: str, contrasts: Sequence[Contrast]) -> Markup:
-    """Per task and on average: each contrast, all against one arm, with its own 95 % interval."""
+    """Draw contrasts with one arm, per task and on average, each with its own 95 % interval."""
     first = contrasts[0]
     rows = list(first.y)
     if len(rows) > 1:
@@ -32,7 +32,7 @@ def differences(canvas: Canvas, name: str, contrasts: Sequence[Contrast]) -> Mar
                 fill_color = color if effect.is_shown else "none"
                 axes.plot(x, place, marker, color=color, markersize=5, markerfacecolor=fill_color)
         axes.set_title("Difference by task")
-        axes.locator_params(axis="x", nbins=5)  # more of them run into each other
+        axes.locator_params(axis="x", nbins=5)  # more would overlap
         axes.set_xlabel(
             f"difference from {first.before}, {first.outcome.unit}, 95 % interval; filled: shown", wrap=True
         )

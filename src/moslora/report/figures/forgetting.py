@@ -1,4 +1,4 @@
-"""What is gained against what is forgotten."""
+"""Gain on questions against forgetting on texts."""
 
 from collections.abc import Sequence
 from textwrap import fill
@@ -18,43 +18,46 @@ FORGOTTEN = "nats_per_byte"  # an outcome of texts
 
 
 def change(outcome: str, tuned: Evaluation, base: Evaluation) -> float:
-    """Macro average of the ``outcome`` over the tasks that have it, minus the base's; NaN if none has."""
+    """Return the macro average of an outcome over the tasks that have it, minus the base's; NaN without any."""
     gain = gain_of([tuned], base, OUTCOMES[outcome])
     return gain.difference if gain else np.nan
 
 
 def gain_and_forgetting(canvas: Canvas, runs: Sequence[tuple[str, Evaluation]], base: Evaluation) -> Markup | None:
-    """How much better than the base each run answers, over how much worse it predicts texts, and the arms' means with
-    their standard errors; ``None`` without texts.
+    """Draw each run's gain on questions over its loss on texts, and the arms' means with standard errors.
 
     Args:
-        runs: arm and answers, to the questions of ``base``.
+        canvas: canvas of the report.
+        runs: pairs of arm and answers to the questions of ``base``.
+        base: answers of the base.
+
+    Returns:
+        ``None`` without texts.
     """
-    found = {}
+    points_by_arm = {}
     for arm in canvas.arms:
-        points = np.array(
-            [(change(FORGOTTEN, run, base), change(GAINED, run, base)) for its, run in runs if its == arm]
-        )
+        of_arm = [run for name, run in runs if name == arm]
+        points = np.array([(change(FORGOTTEN, run, base), change(GAINED, run, base)) for run in of_arm])
         if points.size and np.isfinite(points).all():
-            found[arm] = points
-    if not found:
+            points_by_arm[arm] = points
+    if not points_by_arm:
         return None
-    by_gain = sorted(found, key=lambda arm: -found[arm][:, 1].mean())
+    by_gain = sorted(points_by_arm, key=lambda arm: -points_by_arm[arm][:, 1].mean())
     with canvas.figure(6, 3.5) as (figure, axes):
         for arm in by_gain:  # the legend in the order of the marks
-            _draw(axes, found[arm], canvas.style(arm), label=fill(arm, 36))
+            _draw(axes, points_by_arm[arm], canvas.style(arm), label=fill(arm, 36))
         axes.margins(0.08)
-        if len(found) > 1:  # far from the base and close together, they stay apart
+        if len(points_by_arm) > 1:  # without the base at 0, so that close points stay apart
             axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())
         marks = "one seed each"
-        if any(len(points) > 1 for points in found.values()):
+        if any(len(points) > 1 for points in points_by_arm.values()):
             marks = "means ± standard errors over seeds"
         draw_base(axes, marks)
     return canvas.keep("gain-and-forgetting", figure)
 
 
 def draw_base(axes: Axes, title: str) -> None:
-    """The base at zero, the title and labels of the axes, and the legend beside them; after the marks."""
+    """Draw the base at zero, title, labels and the legend; call it after the marks are drawn."""
     axes.axhline(0, color=MUTED, linewidth=1.2)
     axes.axvline(0, color=MUTED, linewidth=1.2)
     axes.set(xlabel="loss on other texts, nats per byte", ylabel="gain in log p of the right option, nats")
@@ -64,7 +67,7 @@ def draw_base(axes: Axes, title: str) -> None:
 
 
 def _draw(axes: Axes, points: Floats, style: Style, *, label: str) -> None:
-    """A point per run, and their mean with its standard errors."""
+    """Draw a point per run, shape ``(runs, 2)``, and their mean with its standard errors."""
     x, y = points.T
     axes.scatter(x, y, s=16, alpha=0.4, linewidths=0, color=style.color, marker=style.marker)
     xerr, yerr = points.std(axis=0, ddof=min(1, len(points) - 1)) / len(points) ** 0.5  # 0 of one seed

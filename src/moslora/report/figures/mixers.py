@@ -1,4 +1,4 @@
-"""The mixers that adapters have learned."""
+"""Heat maps of learned mixers."""
 
 from collections.abc import Iterable, Sequence
 
@@ -12,11 +12,11 @@ from moslora.report.canvas import DIVERGING, GRID, INK, Canvas
 from moslora.report.learned import LearnedLayer
 
 MAPPED_LAYERS = 6
-"""Layers whose mixers are shown, at most."""
+"""Maximum number of layers whose mixers are shown."""
 
 
 def draw_mixers(canvas: Canvas, name: str, layers: Sequence[LearnedLayer]) -> Markup:
-    """M of each layer, and below it M − M₀ where the start is known."""
+    """Draw M of each layer, and below it M − M₀ if all starts are known."""
     rows = {"M": [layer.mixer for layer in layers]}
     changes = [layer.mixer - layer.start for layer in layers if layer.start is not None]
     if len(changes) == len(layers):
@@ -37,14 +37,14 @@ def draw_mixers(canvas: Canvas, name: str, layers: Sequence[LearnedLayer]) -> Ma
 
 
 def mapped(layers: Sequence[LearnedLayer]) -> list[LearnedLayer]:
-    """The layers by kind: all, or :data:`MAPPED_LAYERS` at even distances."""
+    """Return the layers sorted by kind: all, or `MAPPED_LAYERS` at even distances."""
     by_kind = sorted(layers, key=lambda layer: layer.kind)
     places = np.linspace(0, len(by_kind) - 1, min(MAPPED_LAYERS, len(by_kind))).astype(int)
     return [by_kind[place] for place in places]
 
 
 def _draw_row(places: Iterable[Axes], matrices: Sequence[Floats]) -> AxesImage:
-    """A heat map of each matrix, all in the same colours."""
+    """Draw a heat map of each matrix, all with the same colour scale; return the last one."""
     limit = float(np.abs(matrices).max()) or 1.0
     for place, matrix in zip(places, matrices, strict=True):
         image = place.imshow(matrix, cmap=DIVERGING, vmin=-limit, vmax=limit, interpolation="none")

@@ -1,4 +1,4 @@
-"""What a run gains and forgets at each strength."""
+"""Gain and forgetting of a run at each strength of its adapter."""
 
 import numpy as np
 from markupsafe import Markup
@@ -10,8 +10,10 @@ from moslora.strength.curve import BASE, STRENGTHS, Curve, Measure
 
 
 def strengths(canvas: Canvas, run: ReportedRun, curve: Curve) -> Markup:
-    """A panel for each measure of ``curve``: its change from the base over the strength, with its interval, and the
-    recommended strength as a line."""
+    """Draw a panel for each measure: its change from the base over the strength, with intervals.
+
+    A dashed line is the recommended strength.
+    """
     measures = (curve.loss, *curve.others)
     with canvas.figure(2.5 * len(measures) + 0.4, 2.4, columns=len(measures)) as (figure, axes):
         for place, measure in zip(np.atleast_1d(axes).flat, measures, strict=True):
@@ -26,6 +28,7 @@ def strengths(canvas: Canvas, run: ReportedRun, curve: Curve) -> Markup:
 
 
 def _draw(axes: Axes, measure: Measure, style: Style) -> None:
+    """Draw the panel of a measure."""
     changes = [measure.change(place) for place in range(len(STRENGTHS))]
     axes.plot(STRENGTHS, [change for change, _ in changes], color=style.color, marker=style.marker, markersize=3.5)
     ends = np.transpose([interval for _, interval in changes])
