@@ -26,7 +26,7 @@ from moslora.runs.run import Run, base_of
 
 
 def names(paths):
-    """The arms that are found there, each with its seeds."""
+    """Return name and seeds of each arm at the paths."""
     return [(arm.name, [*arm.runs]) for arm in load_arms(paths)]
 
 
@@ -38,7 +38,7 @@ def arm(name, *runs):
 
 
 def evaluated(run, name="cloze-cloze-float32", *, conditions=CONDITIONS, right=2):
-    """An evaluation of three questions in a run's folder."""
+    """Write an evaluation of three questions into a run's folder."""
     journal = Journal(run / "eval" / name, conditions)
     journal.record({"obqa": TaskRecord()})
     scores = [(-1.0, -2.0) if row < right else (-2.0, -1.0) for row in range(3)]
@@ -47,7 +47,7 @@ def evaluated(run, name="cloze-cloze-float32", *, conditions=CONDITIONS, right=2
 
 @pytest.fixture
 def runs(tmp_path):
-    """runs/lora-1, runs/lora-2, runs/mixed-1, runs/mixed-2: evaluated, and otherwise only what is read of a run."""
+    """Folder of the evaluated runs lora-1, lora-2, mixed-1 and mixed-2, with only the files that are read."""
     for method, kind in (("lora", "identity"), ("mixed", "dense")):
         for seed in (1, 2):
             run = tmp_path / "runs" / f"{method}-{seed}"
@@ -60,7 +60,7 @@ def runs(tmp_path):
 
 
 def test_runs_that_continue_other_weights_are_another_arm(runs):
-    """By their hash, wherever they lie: the same weights at two places are one arm, others at one place are not."""
+    """Weights are identified by their hash, not by their place."""
     for number, (place, digest) in enumerate([("/a", "1" * 64), ("/b", "1" * 64), ("/b", "2" * 64)]):
         run = shutil.copytree(runs / "mixed-1", runs / f"on-{number}")
         rewritten(run, f"name={run.name}", f"seed={number}", f"adapter.continue_from={place}")
@@ -70,7 +70,7 @@ def test_runs_that_continue_other_weights_are_another_arm(runs):
 
 
 def test_runs_that_differ_in_the_seed_alone_are_an_arm(runs):
-    """But two seeds of one recipe alone are compared one by one."""
+    """Two runs alone are compared, also if they differ only in the seed."""
     assert names([runs]) == names([runs / f"{name}-{seed}" for seed in (1, 2) for name in ("lora", "mixed")]) == TWO
     assert load_arms([runs])[0].runs[2].path == runs / "lora-2"
     assert names([runs / "lora-1", runs / "lora-2"]) == [("lora-1", [1]), ("lora-2", [2])]
@@ -89,7 +89,7 @@ def test_a_run_alone_is_compared_with_its_base(runs):
 
 
 def test_missing_and_ambiguous_evaluations_are_refused(runs):
-    """Several evaluations of a run are chosen among, or else that is taken by which its recipe evaluates."""
+    """Of several evaluations of a run, the one of its recipe is the default."""
 
     def refuse(paths, *named, evaluation=None):
         with pytest.raises(UsageError, match=in_order(*named)):
@@ -117,7 +117,7 @@ def base_is(**weights):
 
 
 def made(seed, **how):
-    """A run that was made in this way."""
+    """Return a run with these training facts."""
     return replace(drawn(seed), training_facts=drawn(seed).training_facts | how)
 
 
@@ -139,7 +139,7 @@ def other(**conditions):
     ],
 )
 def test_refusal_names_the_field_and_both_values(one, two, line):
-    """Of other rows also under other seeds, each of which chooses its own."""
+    """Rows of the source are compared between seeds, rows drawn by a seed only under the same seed."""
     with pytest.raises(UsageError) as fault:
         refuse_mixed([arm("one", one), arm("base", base()), arm("other", two)], allowed=["seeds"])
     assert line in str(fault.value) and all("one-1" in text for text in str(fault.value).splitlines())
@@ -159,7 +159,7 @@ def test_moved_bases_and_rows_of_other_seeds_are_no_difference():
 
 
 def test_refusal_of_rows_and_steps_is_a_line_with_a_command(runs, capsys):
-    """As after training goes on with other rows and more steps."""
+    """The second run was continued with other rows and more steps."""
     Run(runs / "mixed-1").add_facts(steps=99, trained_rows=20, data={"sha256": "y"})
     code, _, fault = run(capsys, "compare", runs / "lora-1", runs / "mixed-1", "--outcome", "accuracy")
     assert code == 2 and fault.count("\n") == 1 and fault.count("lora-1, ") == 3
@@ -174,7 +174,7 @@ def test_refusal_of_rows_and_steps_is_a_line_with_a_command(runs, capsys):
 
 
 def test_seeds_with_other_numbers_of_trained_rows_are_compared(runs, capsys):
-    """They train other numbers of rows, and over epochs of steps; under one seed both are those of the other arm."""
+    """A seed that holds out other duplicates trains another number of rows, and with epochs of steps."""
     for name, rows, steps in (("lora-1", 239, 30), ("mixed-1", 239, 30), ("lora-2", 240, 31), ("mixed-2", 240, 31)):
         rewritten(runs / name, "training.epochs=1")
         data = {"sha256": f"of {rows}", "source_sha256": "all"}
@@ -196,7 +196,7 @@ def test_seeds_with_other_numbers_of_trained_rows_are_compared(runs, capsys):
 
 
 def test_other_versions_are_noted(capsys):
-    """Those that both have recorded."""
+    """Versions that only one run recorded are no difference."""
     made_with = {"torch": "2.13.0", "transformers": "5.0", "tokenizer": "a" * 64}
     changed = {**made_with, "torch": "2.14.0", "tokenizer": "b" * 64}
     one, two, old = (arm(name, other(versions=it)) for name, it in (("1", made_with), ("2", changed), ("old", {})))
@@ -218,14 +218,14 @@ def test_scores_of_a_checkpoint_alone_must_be_named(runs):
 
 
 def of_weights(adapter):
-    """As the weights in that folder were asked, or their base."""
+    """Return the conditions of the weights in a folder, or of their base."""
     weights = read_manifest(adapter)["sha256"]["adapter.safetensors"] if adapter else None
     return replace(CONDITIONS, answered_by=replace(ADAPTED, adapter=weights))
 
 
 @pytest.mark.parametrize("scored", ["weights that are gone", "a checkpoint"])
 def test_scores_of_earlier_weights_are_refused(runs, trained, scored):
-    """A checkpoint's may be compared by its own path; with its own steps also where it is all that there is."""
+    """Scores of a checkpoint may be named by their path, or be those of a run without a result."""
     run, name = runs / "lora-1", "cloze-cloze-float32"
     for place in ("adapter", "checkpoints"):
         shutil.copytree(trained / place, run / place)
@@ -254,13 +254,13 @@ def test_scores_of_earlier_weights_are_refused(runs, trained, scored):
 
 
 def rewritten(run, *changes):
-    """The same run as if its recipe had been another in these keys."""
+    """Change keys of a run's recipe."""
     recipe = load_recipe(run / "recipe.yaml", changes)
     (run / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
 
 
 def chosen(run, best, *, trained, rule):
-    """The run as if validations had chosen its result and its end."""
+    """Make a run one whose result and end validations chose."""
     rewritten(run, *rule.split())
     found = {"step": best, "loss": 1.0, "last_loss": 2.0, "validations": 9, "since": 3}
     Run(run).add_facts(best=found, trained_steps=trained)
@@ -313,7 +313,7 @@ def test_what_changes_a_step_makes_another_arm(runs, change, another):
 
 
 def test_micro_batches_of_a_balanced_gate_make_another_arm(runs):
-    """Also by the number of processes, each of which has passes of its own."""
+    """The number of processes counts, as each has passes of its own."""
     for seed in (1, 2):
         rewritten(runs / f"mixed-{seed}", "adapter.mixer={kind: token-gate, experts: 2, balance: 0.1}")
     assert len(load_arms([runs])) == 2
@@ -325,7 +325,7 @@ def test_micro_batches_of_a_balanced_gate_make_another_arm(runs):
 
 
 def test_other_rows_make_another_arm(runs):
-    """Each seed chooses among the rows, so that of two seeds only the hash of all rows says whether they are others."""
+    """The hash of all rows counts, as each seed draws its own."""
     for name in ("lora", "mixed"):
         for seed in (1, 2):
             Run(runs / f"{name}-{seed}").add_facts(data={"sha256": f"{seed}", "source_sha256": "a"})

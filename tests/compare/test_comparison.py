@@ -30,7 +30,7 @@ def experiment(tmp_path):
 
 
 def arms(**runs):
-    """Arms of one run, or of one for each seed."""
+    """Return arms of a single run, or of a run for each seed."""
     made = []
     for name, of_arm in runs.items():
         if isinstance(of_arm, ComparedRun):
@@ -44,7 +44,7 @@ def seeds(count, **changes):
 
 
 def with_texts(answers, *, more):
-    """An evaluation that has texts as well, with ``more`` nats per byte than those of another; noise by the seed."""
+    """Return the run with texts as well, at ``more`` nats per byte, with noise by the seed."""
     hard = np.random.default_rng(0).uniform(0.6, 1.2, 300)
     draw = np.random.default_rng(answers.seed or 0)
     rates = hard + more + 0.01 * draw.standard_normal(300)
@@ -53,7 +53,7 @@ def with_texts(answers, *, more):
 
 
 def accuracies(run):
-    """Of each task, by its definition."""
+    """Return the accuracy of each task, by its definition."""
     return np.array([np.mean(answers.outcomes["accuracy"]) for answers in run.tasks.values()])
 
 
@@ -117,7 +117,7 @@ def test_an_experiment_is_compared_from_its_tables(experiment):
 
 
 def test_several_contrasts_are_one_family(experiment):
-    """Of three that were named, one has an arm without runs, and counts."""
+    """The third named contrast has an arm without runs, and counts."""
     named(experiment, ("lora", "init-only"), ("lora", "learned"), ("lora", "none"))
     found = compare_paths([experiment])
     assert found.main is None and found.count == 3 and not found.exploratory
@@ -151,7 +151,7 @@ def test_first_arms_row_is_of_the_contrast_with_most_pairs(experiment):
 
 
 def test_contrast_without_shared_seeds_counts_in_the_family():
-    """As their runs diverged under the other seeds. The rest of the family is judged as ever."""
+    """The other contrasts of the family are judged, with this one in their number."""
     lora, same, far = seeds(3), seeds(3, rank=4), seeds(3, gain=0.1, rank=2)
     del lora[0], same[1], same[2]
     index = ExperimentIndex("e", ("lora", "same"), "log_probability", (), others=(("lora", "far"),))
@@ -165,7 +165,7 @@ def test_contrast_without_shared_seeds_counts_in_the_family():
 
 
 def test_unpaired_runs_are_named():
-    """Also beside another contrast in which they have one; not where seeds pair nothing."""
+    """A run may have a partner in another contrast. Independent seeds leave no run unpaired."""
     lora, other, third = seeds(3), seeds(3, gain=0.1, rank=2), seeds(3, rank=4)
     del lora[1], other[2]
     found = compare_arms(arms(lora=lora, other=other), contrasts=[("lora", "other")])
@@ -200,7 +200,7 @@ def test_one_run_against_its_base_says_nothing_of_methods():
 
 
 def test_warnings_on_two_runs_and_few_questions():
-    """Two runs for methods; a handful of questions; and neither for another program's scores."""
+    """Two runs say nothing of methods, and few questions may decide. Logs of other programs have no such warning."""
     two = compare_arms(arms(a=drawn(0, sizes=WIDE), b=drawn(0, sizes=WIDE, gain=0.15, rank=4)))
     assert says(said(two), "b answers", "These are two runs", "several seeds") and "Fragile" not in said(two)
     handful = compare_arms(arms(base=of_base(few(9, n=18)), tuned=few(15, n=18)))
@@ -212,7 +212,7 @@ def test_warnings_on_two_runs_and_few_questions():
 
 
 def of_base(run):
-    """The answers, as if no training had made them."""
+    """Return the run as an untrained model."""
     return replace(run, training_facts={}, seed=None)
 
 
@@ -249,7 +249,7 @@ def test_shared_questions_are_compared_and_others_named():
 
 
 def few(right, n=6):
-    """``right`` of n questions are answered rightly; half of them have the label 0."""
+    """Return a run that answers ``right`` of n questions right. Half of the labels are 0."""
     ids = tuple(f"obqa/test/{row}" for row in range(n))
     outcomes = {"accuracy": tuple(float(row < right) for row in range(n))}
     return with_tasks(drawn(0), {"obqa": TaskAnswers(ids, tuple(row % 2 for row in range(n)), outcomes)})
@@ -275,7 +275,7 @@ def limited(max_length, *, cut):
 
 
 def test_maximum_length_without_truncation_is_no_difference():
-    """As of two bases with contexts of other lengths."""
+    """Two bases may have contexts of different lengths."""
     found = compare_arms(arms(a=limited(8_192, cut=0), b=limited(32_768, cut=0)))
     assert found.main is not None and found.main.effects[MACRO].difference == 0
     for one, other in ((0, 1), (1, 0), (1, 1), (None, 0), (0, None), (None, None)):
@@ -289,7 +289,7 @@ def test_maximum_length_without_truncation_is_no_difference():
 
 
 def test_independent_seeds_are_not_paired():
-    """Of all runs of both arms; a base is paired as ever, and so are one run and another."""
+    """All runs of both arms count. A base is paired with every run, and a single run with another."""
     lora = {seed: drawn(seed, sizes=WIDE, gain=0.1) for seed in (0, 1, 2)}
     other = {seed: drawn(seed, sizes=WIDE, gain=0.2, rank=4) for seed in (7, 8, 9, 10)}
     assert compare_arms(arms(a={0: lora[0]}, b={7: other[7]})).main.paired
@@ -311,14 +311,14 @@ def test_independent_seeds_are_not_paired():
 
 
 def named(experiment, contrast, *others):
-    """Has the experiment name these contrasts."""
+    """Replace the contrasts of an experiment."""
     index = read_index(experiment)
     assert index is not None
     replace(index, contrast=contrast, others=others).write(experiment)
 
 
 def copied(run, copies, *, grouped=True):
-    """The run with each question so many times."""
+    """Return the run with this number of copies of each question."""
     tasks = {}
     for task, answers in run.tasks.items():
         ids = []
@@ -333,7 +333,7 @@ def copied(run, copies, *, grouped=True):
 
 
 def test_clusters_of_one_evaluation_hold_for_all(capsys):
-    """As where a task has got its clusters after the first run was scored."""
+    """A task may have got its clusters after the first run was scored."""
     earlier = copied(drawn(0), 3, grouped=False)
     later = copied(drawn(1), 3)
     for runs in ((earlier, later), (later, earlier)):

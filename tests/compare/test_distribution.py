@@ -14,7 +14,7 @@ NOTHING = VarianceEstimate(0.0, 0.0)
 
 
 def above(distribution, value):
-    """P(δ ≥ value), by the mirrored distribution."""
+    """Return P(δ ≥ value), by the mirrored distribution."""
     return replace(distribution, difference=-distribution.difference).below(-value)
 
 

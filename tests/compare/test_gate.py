@@ -50,7 +50,7 @@ def contrast(before, after, outcome, base=None):
 
 @pytest.mark.parametrize(("outcome", "better"), [("log_probability", 1), ("brier", -1), ("nats_per_byte", -1)])
 def test_p_of_a_loss_is_that_of_a_one_sided_paired_t_test(outcome, better):
-    """Also where the margin is a share of a gain that is the same for every question; of texts a gain is a rise."""
+    """The margin is a number, or a share of a gain that every question has. For texts a gain is a rise."""
     draw = np.random.default_rng(0)
     before, d = draw.normal(0, 1, 400), better * draw.normal(-0.01, 0.3, 400)
     found = contrast(before, before + d, outcome)
@@ -63,7 +63,7 @@ def test_p_of_a_loss_is_that_of_a_one_sided_paired_t_test(outcome, better):
 
 
 def test_exit_code_says_whether_the_requirement_is_concluded(logs, capsys):
-    """not-worse: from the margin on that the 95 % interval excludes."""
+    """`not-worse` holds for margins that the 95 % interval excludes."""
     draw = np.random.default_rng(1)
     a = (draw.uniform(size=400) < 0.7).astype(int)
     eighth = np.arange(400) % 8 == 0
@@ -138,7 +138,7 @@ def test_a_gate_needs_one_contrast_a_direction_and_a_margin(logs, capsys):
 
 
 def test_ci_step_of_the_page_installs_what_it_needs(logs):
-    """Every other dependency is hidden, and so is all that is not installed with these."""
+    """All other dependencies are hidden."""
     (line,) = re.findall(r"pip install (filelock .*?) +#", (ROOT / "docs" / "comparing.md").read_text(encoding="utf-8"))
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
     names = {re.match(r"[\w-]+", each)[0] for each in declared}

@@ -84,7 +84,7 @@ def dated(task, id="a1B2", suffix="eval"):
 
 
 def answering(share):
-    """Inspect's mock model, which knows the sum in so many of all cases."""
+    """Return Inspect's mock model, which answers this share of sums right."""
     draw = random.Random(3)
 
     def answer(messages, *_):
@@ -101,7 +101,7 @@ def answering(share):
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["eval", "json"])
 def test_logs_that_inspect_writes_are_compared(tmp_path, monkeypatch, suffix):
-    """Against the accuracies in the logs, which are Inspect's own, over three epochs and of two scorers."""
+    """The expected numbers are Inspect's own accuracies, over three epochs and of two scorers."""
 
     async def words(_, text):
         return len(text.split())
@@ -157,7 +157,7 @@ def test_epochs_are_repetitions_of_a_question(tmp_path):
 
 
 def test_scores_are_letters_numbers_and_tables(tmp_path):
-    """C, P, I and N as Inspect counts them; a scorer is named where there are several."""
+    """Grades count as in Inspect. Several scorers are named."""
 
     def read(values):
         logs = [written(tmp_path / f"{name}.eval", values) for name in "ab"]
@@ -242,7 +242,7 @@ def test_files_that_are_no_inspect_logs_are_refused(tmp_path, monkeypatch, capsy
     ],
 )
 def test_other_questions_and_prompts_are_refused(tmp_path, capsys, name, allowed, changes):
-    """Not for the ids of messages, which are new in each log."""
+    """Ids of messages, which are new in each log, are no difference."""
     y = letters(0, 0.5, 12)
     one, same = (written(tmp_path / f"{name}.eval", y) for name in ("one", "same"))
     assert compare_paths([one, same]).main

@@ -24,7 +24,7 @@ from reference import perturb
 
 
 def written(folder, task, scores, **changes):
-    """A log as lm-eval writes it, of questions with two options, of which the first is right."""
+    """Write a log of lm-eval, of questions with two options, of which the first is right."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"samples_{task}_2026-01-31T10-00-00.123456.jsonl"
     samples = []
@@ -63,7 +63,7 @@ def table_of(path, scores):
 
 
 def by_lm_eval(out, model):
-    """lm-eval's own log of its own tasks over rows of ours; the answers of one are indices, of the other texts."""
+    """Write lm-eval's log of two of its tasks over rows of ours. One has indices as answers, the other texts."""
     lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is a development dependency")
     from datasets import Dataset, DatasetDict
     from lm_eval.api.task import ConfigurableTask
@@ -117,7 +117,7 @@ def sides(tmp_path_factory):
 
 @pytest.mark.slow
 def test_logs_that_lm_eval_writes_are_compared_question_by_question(sides):
-    """Against counts in its files, and scipy's log softmax of the log-likelihoods there."""
+    """Counts in lm-eval's files, and scipy's log softmax of their log-likelihoods, are the expected numbers."""
     metrics = (None, "log_probability_summed")
     by_metric = {metric: compare_paths(sides, outcome=metric).main for metric in metrics}
     with pytest.raises(UsageError, match="log_probability: must be one of acc, log_probability_summed"):
@@ -264,7 +264,7 @@ def test_scores_in_different_units_are_refused(tmp_path, most, refused):
 
 
 def test_right_option_counts_if_lm_evals_acc_agrees(tmp_path):
-    """Its index, or its text once; the first of equals is chosen, as by numpy."""
+    """The target names it by index or by a unique text; among equal scores the first is chosen, as in numpy."""
     equal = [["-1.0", "False"]] * 2
     cases = {
         "text": ({"target": " a"}, True),
@@ -281,7 +281,7 @@ def test_right_option_counts_if_lm_evals_acc_agrees(tmp_path):
 
 
 def test_log_probability_per_character_counts_if_acc_norm_agrees(tmp_path):
-    """As in runs under cloze. The right option is the likeliest per character, and not in all."""
+    """The right option is the likeliest per character, but not in total."""
     agreeing = {
         "arguments": {"0": {"arg_1": " abcde"}, "1": {"arg_1": " ab"}},
         "filtered_resps": [["-5.0", "False"], ["-3.0", "False"]],
@@ -358,7 +358,7 @@ def test_a_log_is_compared_with_another_log(tmp_path, trained):
 
 
 def test_questions_are_grouped_by_a_column_or_their_text(tmp_path, capsys):
-    """Equal ones are a cluster where the log has their text: lm-eval's requests, or a table's column."""
+    """Questions with equal texts, of lm-eval's requests or a table's column, are a cluster."""
     texts = {
         "doc": lambda row: {"question": f"q{row}", "passage": f"Text {row // 3}"},
         "arguments": lambda row: {"gen_args_0": {"arg_0": f"Is {row // 2}?", "arg_1": " yes"}},

@@ -39,7 +39,7 @@ GAINS = {"lora": 0.10, "same": 0.10, "other": 0.17}
 
 
 def contrast(before, after, of_base, outcome="log_probability"):
-    """Two arms and their base, outcomes of shape ``(S, n)`` and ``(n,)``."""
+    """Return a contrast of two arms, outcomes of shape ``(S, n)``, with their base, shape ``(n,)``."""
     return Contrast(
         before="lora",
         after="b",
@@ -53,7 +53,7 @@ def contrast(before, after, of_base, outcome="log_probability"):
 
 
 def fieller(d, g):
-    """The shares r with |D − r G| ≤ t se(d − r g), of independent pairs (Fieller 1954): the roots of a quadratic."""
+    """Return the shares r with |D − r G| ≤ t se(d − r g), of independent pairs (Fieller 1954): roots of a quadratic."""
     n = len(d)
     t = stats.t.ppf(1 - LEVEL, n - 1)
     (v_d, v_dg), (_, v_g) = np.cov(d, g) / n
@@ -77,7 +77,7 @@ def test_interval_of_the_share_is_fiellers():
 
 @pytest.mark.parametrize("outcome", ["log_probability", "brier", "nats_per_byte"])
 def test_the_arms_are_equal_where_the_interval_is_within_the_margin(outcome):
-    """Where lower is better the gain is a fall; of texts a rise, which is what was forgotten."""
+    """For an outcome to lower the gain is a fall, for texts a rise, which is what was forgotten."""
     sign = -1 if outcome == "brier" else 1
     draw = np.random.default_rng(1)
     difficulty = draw.normal(5, 0.3, 200)
@@ -104,7 +104,7 @@ def experiment(tmp_path):
 
 
 def arms_beside(untrained, *, gain):
-    """Two arms of one run that gain so much, with this base's answers beside them."""
+    """Return two arms of one run with this gain, and the base's answers beside them."""
     found = []
     for name in ("lora", "same"):
         run = drawn(0, gain=gain, sizes=WIDE, arm=name)
@@ -159,7 +159,7 @@ def test_margin_of_an_experiment_is_the_default(experiment):
 
 
 def test_share_of_the_gain_needs_the_bases_answers():
-    """Asked fewer questions, or in another way, it is as if it was not asked. A base itself has no gain."""
+    """A base that was asked fewer questions, or in another way, does not count. A base itself has no gain."""
     others = (
         None,
         base(sizes={**WIDE, "obqa": 399}),
@@ -175,7 +175,7 @@ def test_share_of_the_gain_needs_the_bases_answers():
 
 
 def test_negative_gain_is_written_with_its_sign():
-    """A share of it is no margin."""
+    """A share of a negative gain is no margin."""
     found = compare_arms(arms_beside(base(sizes=WIDE), gain=-0.1), outcome="log_probability")
     told = "\n".join(lines(found.within(Margin(2.0, of_gain=True))))
     assert found.main is not None and found.main.gains is not None

@@ -18,7 +18,7 @@ from moslora.compare.statistics import (
 
 
 def answers(seed, n, lost=0.1, won=0.2):
-    """Differences of right and wrong answers."""
+    """Return differences of right and wrong answers."""
     return np.random.default_rng(seed).choice([-1.0, 0.0, 1.0], n, p=[lost, 1 - lost - won, won])
 
 
@@ -64,7 +64,7 @@ def test_tasks_are_independent():
 
 
 def crossed(seeds, codes, *, by_seed=1.0, by_cluster=1.0, rest=1.0):
-    """Differences with a part by seed, one by cluster, one by both, and one of each answer."""
+    """Return differences with parts by seed, by cluster, by both, and by answer, shape ``(S, n)``."""
     draw = np.random.default_rng(seeds + len(codes))
     count = codes.max() + 1
     of_seed = by_seed * draw.standard_normal((seeds, 1))
@@ -74,7 +74,7 @@ def crossed(seeds, codes, *, by_seed=1.0, by_cluster=1.0, rest=1.0):
 
 
 def by_loops(d, codes):
-    """V_s, V_q and V_i, from their definitions."""
+    """Return V_s, V_q and V_i by their definitions."""
     seeds, n = d.shape
     total = math.fsum(d.flat) / (seeds * n)
     of_seed = [math.fsum(row) / n for row in d]
@@ -124,7 +124,7 @@ def family(contrasts, *, margin, count):
 
 @pytest.mark.parametrize(("seeds", "count"), [(4, 5), (6, 5), (6, 11)])
 def test_a_family_is_statsmodels_holm_over_scipys_t_tests(seeds, count):
-    """Of five contrasts whose questions agree; with ``count`` 11, six are without runs."""
+    """Five contrasts have runs, with ``count`` 11 six more have none."""
     multitest = pytest.importorskip("statsmodels.stats.multitest")
     weightstats = pytest.importorskip("statsmodels.stats.weightstats")
     draws = np.random.default_rng(seeds).normal([[0.0], [0.1], [0.2], [0.5], [-1.0]], 0.1, (5, seeds))
@@ -135,7 +135,7 @@ def test_a_family_is_statsmodels_holm_over_scipys_t_tests(seeds, count):
     equal = [weightstats.DescrStatsW(x).ttost_mean(-0.3, 0.3)[0] for x in draws]
 
     def by_holm(p):
-        """Of the five contrasts."""
+        """Return Holm's p of the five contrasts."""
         return multitest.multipletests([*p, *without_runs], method="holm")[1][:5]
 
     members = family(found, margin=0.3, count=count)
@@ -146,7 +146,7 @@ def test_a_family_is_statsmodels_holm_over_scipys_t_tests(seeds, count):
 
 
 def test_family_of_single_runs_is_over_questions():
-    """Without any difference nothing divides by 0."""
+    """Arms without any difference do not divide by 0."""
     d = np.random.default_rng(0).normal(0.1, 1, (1, 300))
     (interval, _, p), same = family(
         [effects({"obqa": x}, binary=False)[MACRO] for x in (d, 0 * d)], margin=0.5, count=2
@@ -177,7 +177,7 @@ def test_a_question_under_six_seeds_is_not_six_questions():
 
 
 def test_unpaired_arms_are_welchs():
-    """By scipy where only seeds vary, and where only questions do; the order of an arm's seeds does not matter."""
+    """scipy's test where only seeds vary, and where only questions do; the order of seeds does not matter."""
     draw = np.random.default_rng(5)
     before = draw.normal(0, 1, (3, 1))
     after = draw.normal(1, 0.2, (6, 1))

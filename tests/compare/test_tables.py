@@ -21,7 +21,7 @@ UNTRAINED = with_texts(base(gain=-0.02), 0.9)
 
 
 def rows():
-    """Of two arms, one of whose seeds diverged; a search; and the base. Some questions are in clusters."""
+    """Return the runs of two arms, a diverged run, a search and the base. Some questions are in clusters."""
     found = [FinishedRun("lora", rate, 7, "searched", loss) for rate, loss in ((1e-3, 2.5), (2e-3, math.inf))]
     for arm in ("lora", "mixed"):
         for seed in (0, 1):
@@ -42,7 +42,7 @@ def rows():
 
 
 def assert_same_answers(read, written):
-    """In single precision."""
+    """Compare two evaluations in single precision."""
     if written is None:
         assert read is None
         return
@@ -90,7 +90,7 @@ def test_unknown_columns_are_ignored(tmp_path):
 
 
 def test_a_damaged_file_is_refused_in_one_line(tmp_path):
-    """One that was cut off anywhere; and any bit of its columns, of which few tell nothing."""
+    """A file cut off anywhere is refused, and nearly every changed bit of its columns."""
     folder = write_experiment(tmp_path, rows(), contrasts=[("lora", "mixed")])
     draw = random.Random(0)
     unnoticed = 0

@@ -20,7 +20,7 @@ OUTCOME = "validation_loss"
 
 
 def experiment(folder, losses):
-    """Runs of two arms with these losses by seed, of which ``None`` is no loss, and their base."""
+    """Write an experiment of a base and two arms with these losses by seed; ``None`` for a run without one."""
     rows = [base_row(base())]
     for arm, by_seed in losses.items():
         rows += [row(arm, drawn(seed, arm=arm), validation_loss=loss) for seed, loss in by_seed.items()]

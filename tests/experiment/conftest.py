@@ -8,7 +8,7 @@ from moslora.experiment import one_run
 
 @pytest.fixture(scope="session")
 def finished(world, tmp_path_factory):
-    """A finished experiment of the file as it is, which lies beside it: e.yaml. Copy it before changing it."""
+    """Folder of a finished experiment beside its file, e.yaml. Copy it before changing it."""
     here = tmp_path_factory.mktemp("finished")
     (here / "e.yaml").write_text(FILE.format(world=world, rates="[3e-2]", search=""), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:

@@ -28,7 +28,7 @@ learning_rates:"""
 
 
 def text_of(world):
-    """An experiment of four arms, of which one trains, with enough validation rows to recommend a strength by."""
+    """Return an experiment file of four arms, one of which trains, with enough rows for a recommended strength."""
     text = FILE.format(world=world, rates="[3e-2]", search="").replace("learning_rates:", APPLIED)
     text = text.replace("  learned: {adapter: {mixer: {init: orthogonal}}}\n", "")
     text = text.replace("[lora, learned]", "[lora, half]")
@@ -60,7 +60,7 @@ def here(applied, tmp_path, monkeypatch):
 
 
 def test_applied_arm_has_the_other_arms_adapters_at_its_strength(here):
-    """B is half as large; at strength 1 all is the other arm's, and the loss the one that its training measured."""
+    """At strength 0.5, B is halved. At strength 1, weights, answers and loss are those of the other arm."""
     for seed in (0, 1):
         runs = {arm: Run(Path(f"runs/e/runs/{arm}-0.03-{seed}")) for arm in ("lora", "half", "whole", "chosen")}
         lora, half, whole, chosen = runs.values()

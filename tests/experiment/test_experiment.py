@@ -50,7 +50,7 @@ Write = Callable[..., str]
 
 @pytest.fixture
 def write(world, tmp_path, monkeypatch):
-    """Writes an experiment file into the working folder."""
+    """Return a function that writes an experiment file into the working folder."""
 
     def file(*, rates="[3e-2]", search="", old="", new=""):
         text = FILE.format(world=world, rates=rates, search=search)
@@ -64,7 +64,7 @@ def write(world, tmp_path, monkeypatch):
 
 
 def interrupt(patch, owner, name, *, after):
-    """Ctrl-C in the call after ``after`` calls."""
+    """Send Ctrl-C to this process in the call after ``after`` calls."""
     real, calls = getattr(owner, name), []
 
     def stop(*arguments, **options):
@@ -106,7 +106,7 @@ def test_two_arms_and_two_seeds_end_to_end(write, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize(("owner", "name", "after"), [(loop, "accumulate", 6), (one_run, "evaluate_target", 1)])
 def test_stopped_in_the_middle_and_resumed_it_gives_the_same_bytes(write, finished, monkeypatch, owner, name, after):
-    """In the second run: at its third step, and before it is scored."""
+    """The second run is stopped at its third step, or before it is scored."""
     file = write()
     with monkeypatch.context() as patch:
         interrupt(patch, owner, name, after=after)
@@ -158,7 +158,7 @@ def test_a_rate_that_diverges_is_not_chosen_and_stops_nothing(write, capsys, mon
 
 @pytest.mark.slow
 def test_a_scored_run_that_diverges_is_named_and_stops_nothing(write, capsys):
-    """With a scale of 2.5e37 every seed of an arm does."""
+    """A scale of 2.5e37 makes every seed of an arm diverge."""
     learned = "mixer: {init: orthogonal}"
     write(old=learned, new=f"alpha: 1.0e+38, {learned}")
     replace_text(Path("e.yaml"), "learning_rates:", "  third: {adapter: {alpha: 9}}\nlearning_rates:")
@@ -188,7 +188,7 @@ def test_a_rate_at_the_edge_asks_for_the_next_one():
     ],
 )
 def test_results_of_another_recipe_do_not_count(write, finished, change, message):
-    """And what does not count is neither replaced nor removed."""
+    """Runs that do not count are neither replaced nor removed."""
     shutil.copytree(finished, "runs/e")
     with pytest.raises(UsageError, match=message):
         study(write(**change)).run()
@@ -199,7 +199,7 @@ def test_results_of_another_recipe_do_not_count(write, finished, change, message
 
 
 def test_the_table_needs_neither_base_nor_rows(write, finished, monkeypatch, capsys):
-    """Of runs that were made elsewhere."""
+    """The table of runs from another machine is printed without base and rows."""
     shutil.copytree(finished, "runs/e")
     file = write()
     code, before, errors = run(capsys, "experiment", file, "--table")
@@ -212,7 +212,7 @@ def test_the_table_needs_neither_base_nor_rows(write, finished, monkeypatch, cap
 
 
 def test_results_of_other_code_count_only_if_asked(write, finished, monkeypatch, capsys):
-    """Where one arm is run again, the others are left out of the index by name; they stay on the disk."""
+    """If one arm is run again, the index leaves out the others with a note. Their folders stay."""
     shutil.copytree(finished, "runs/e")
     file, before = write(), results(finished)
     monkeypatch.setattr(provenance, "code", lambda: "other")
@@ -261,7 +261,7 @@ def test_search_ignores_changes_of_the_questions(write):
 
 
 def test_own_rows_are_identified_by_content(world, tmp_path, monkeypatch):
-    """A run names them by their whole path; their content decides."""
+    """A stored recipe has the whole path of the rows, but their content decides."""
     rows = [json.dumps({"q": f"which {n}?", "a": n % 2}) + "\n" for n in range(9)]
     (tmp_path / "rows.jsonl").write_text("".join(rows))
     task = "tasks: {mine: {train: rows.jsonl, question: q, options: [good, bad], answer: a}}\n"
@@ -285,7 +285,7 @@ def test_own_rows_are_identified_by_content(world, tmp_path, monkeypatch):
 
 
 def test_another_base_tokenizer_or_package_makes_another_run(write, world, tmp_path):
-    """What an earlier version did not record is not known to differ, and ``--any-code`` allows other packages."""
+    """What an earlier version did not record is no difference. ``--any-code`` allows other packages."""
     base = shutil.copytree(world / "model", tmp_path / "base")
     file = write(old=f"extends: {world}/recipe.yaml", new=f"extends: {world}/recipe.yaml\n  model: {{name: {base}}}")
     (planned,) = load_experiment(file).planned([("lora", 3e-2)], scored=True)[:1]
@@ -310,7 +310,7 @@ def test_another_base_tokenizer_or_package_makes_another_run(write, world, tmp_p
 
 @pytest.mark.slow
 def test_an_experiment_trains_on_some_sets_and_asks_others(write, capsys):
-    """Among them texts; their outcome has the table's and the comparison's rows of texts alone."""
+    """One set is of texts, and an outcome of texts is compared on it alone."""
     Path("t.txt").write_text("A fox sat.\n\nTwo birds sang about the rain.\n", encoding="utf-8")
     asked = "evaluation: {limit: 6, tasks: [obqa, mine]}\n  data: {tasks: [boolq]}\n  tasks: {mine: {texts: t.txt}}"
     file = write(old="evaluation: {limit: 6}", new=asked)
@@ -340,13 +340,13 @@ def test_answers_beyond_the_plan_change_nothing(write, finished):
 
 
 def test_code_hash_covers_what_computes_numbers():
-    """As the steps of a warm-up, and which questions are asked by default."""
+    """The hash covers the steps of a warm-up, the options of adapters, the order of rows and the rate."""
     for method in (TrainingSection.warmup, AdapterOptions, StepPlan, rate_factor):
         assert Path(inspect.getfile(method)) in source_files(provenance.CODE)
 
 
 def test_a_validation_loss_that_is_not_finite_counts_as_infinite(write, tmp_path):
-    """JSON has no number for it, and training does not end with it."""
+    """JSON has no such number, and training goes on after it."""
     planned, *_ = load_experiment(write(rates="[1e-4, 3e-2]", search=SEARCH)).rate_runs(("lora",))
     run = one_run.planned_run(tmp_path, planned)
     run.add_facts(experiment={"state": "trained"})
@@ -358,7 +358,7 @@ def test_a_validation_loss_that_is_not_finite_counts_as_infinite(write, tmp_path
 
 
 def test_two_files_of_one_name_do_not_share_a_folder(write, finished, capsys):
-    """The second would take the place of the first one's index. An edited or moved file is the same one."""
+    """A second file would replace the first one's index. An edited or moved file is the same file."""
     text = Path(write()).read_text()
     for folder in ("repo/a", "repo/b"):
         Path(folder).mkdir(parents=True)
@@ -382,7 +382,7 @@ def test_two_files_of_one_name_do_not_share_a_folder(write, finished, capsys):
 
 
 def test_a_run_that_was_killed_after_its_result_was_saved_is_closed(write, finished):
-    """Before its card had its time, which nothing else of it tells."""
+    """The run was killed before its card had the duration."""
     shutil.copytree(finished, "e")
     run, before = Run(Path("e/runs/lora-0.03-0")), Run(finished / "runs/lora-0.03-0").facts
     facts = {key: fact for key, fact in before.items() if key not in ("seconds", "peak_memory_gb")}
@@ -395,7 +395,7 @@ def test_a_run_that_was_killed_after_its_result_was_saved_is_closed(write, finis
 
 @pytest.mark.slow
 def test_an_experiment_that_was_killed_at_its_first_write_knows_its_file(write, monkeypatch):
-    """So does one that was stopped before its first run was done."""
+    """The experiment is stopped before its first run is done."""
     monkeypatch.setattr(one_run, "train_in_processes", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(Interrupted):
         study(write(), Path("runs/e")).run()

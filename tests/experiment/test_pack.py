@@ -61,7 +61,7 @@ def test_the_tables_say_what_the_runs_say(here, capsys):
 
 
 def test_an_experiment_goes_on_from_its_tables(here, capsys):
-    """One more seed is run beside them; all are packed again, elsewhere."""
+    """A further seed is run beside the tables, and all runs are packed again elsewhere."""
     list(pack_runs(study("e.yaml"), Path("packed")))
     replace(Path("e.yaml"), "seeds: [0, 1]", "seeds: [0, 1, 2]")
     code, said, errors = run(capsys, "experiment", "e.yaml", "--out", "packed")

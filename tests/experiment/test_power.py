@@ -41,7 +41,7 @@ def test_how_often_a_few_seeds_show_it(seeds, contrasts, share):
 
 
 def drawn(random, seeds, n, difference=0.0):
-    """Differences of one study, of known components: 0.3² of seeds, 2² of questions, 3² of both."""
+    """Return the differences of a study with the components 0.3² of seeds, 2² of questions and 3² of both."""
     return (
         difference
         + 0.3 * random.standard_normal((seeds, 1))
@@ -66,7 +66,7 @@ def test_the_components_are_those_of_a_known_world():
 
 
 def test_four_of_five_studies_show_what_is_promised():
-    """In a known world, by the distribution that `moslora compare` uses, with other numbers of seeds and questions."""
+    """Studies with known components and other numbers of seeds and questions are drawn and compared."""
     random = np.random.default_rng(6)
     difference = smallest(KNOWN.distribution(seeds=8, questions=100))
     shown = [effects({"all": drawn(random, 8, 100, difference)}, binary=False)[MACRO].is_shown for _ in range(800)]

@@ -31,7 +31,7 @@ def run(trained, tmp_path):
 
 
 def moved(run, share):
-    """Moves all weights of a finished run on by this share of what training changed."""
+    """Move all weights of a finished run by this share of what training changed."""
     path = run / "adapter" / WEIGHTS
     weights, start = load_file(path), start_of(Run(run).recipe)
     save_file({key: value + share * (value - start[key]) for key, value in weights.items()}, path)
@@ -64,7 +64,7 @@ def test_verdict_names_the_distance(run, tmp_path, share, code):
 
 
 def test_the_start_is_that_of_the_training(world, tmp_path):
-    """A rate of nearly nothing leaves it where it was, also a start that is made of the base's weights."""
+    """Training at a tiny rate leaves the weights at their start, also one made from the base's weights."""
     for change in ("adapter.start=lora", "adapter.start=pissa"):
         still = ["training.max_steps=1", "training.warmup_steps=0", "training.learning_rate=1e-6"]
         mixer = "adapter.mixer={kind: dense, init: orthogonal}"
@@ -79,7 +79,7 @@ def test_the_start_is_that_of_the_training(world, tmp_path):
 
 
 def test_shuffled_rows_are_found(world, tmp_path):
-    """By their hash; and by the weights, although a short training at a small rate leaves these near their start."""
+    """Another order of rows is found by the hash, and by the weights after a short training at a small rate."""
     shuffled = shutil.copytree(world / "data", tmp_path / "shuffled")
     for file in shuffled.glob("*/train.json"):
         rows = json.loads(file.read_text("utf-8"))

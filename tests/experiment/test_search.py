@@ -54,7 +54,7 @@ class PretendedRuns:
 
 @pytest.fixture
 def write(world, tmp_path, monkeypatch):
-    """Writes an experiment file with seeds 7 and 8 of the search."""
+    """Return a function that writes an experiment file whose search has seeds 7 and 8."""
     monkeypatch.chdir(tmp_path)
 
     def file(rates="[1e-3, 2e-3, 4e-3]"):
@@ -83,7 +83,7 @@ def test_every_rate_gets_every_seed_and_the_lowest_mean_is_scored(write):
 
 
 def test_a_search_that_was_stopped_goes_on_with_the_same_runs(write):
-    """After every number of runs; the file is the one that an uninterrupted search writes."""
+    """A search stopped after any number of runs writes the same file as an uninterrupted one."""
     whole = PretendedRuns(loss_of)
     file = write()
     study(file, Path("whole"), start=whole, any_rate=True).run()

@@ -48,7 +48,7 @@ def test_layers_are_those_of_the_model(recipe, tmp_path, method):
 
 
 def test_the_start_of_an_imported_mixer_is_not_known(world, tmp_path):
-    """Our seed would draw another one, and the distance from that says nothing of what was learned."""
+    """The recipe's seed would draw another start than the one that was trained from."""
     _, state = official_model(world)
     source = write_source(tmp_path / "source", OFFICIAL, state)
     import_adapter(source, out=tmp_path / "run", base=str(world / "model"), dtype="float32")

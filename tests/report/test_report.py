@@ -46,7 +46,7 @@ TEXT = {"td", "p", "span", "summary"}
 
 
 class Reader(HTMLParser):
-    """The cells, paragraphs and links of a page; fails where a tag is not closed."""
+    """Cells, paragraphs and links of a page, all of whose tags must be closed."""
 
     def __init__(self, text):
         super().__init__()
@@ -73,7 +73,7 @@ class Reader(HTMLParser):
 
 @pytest.fixture(scope="module")
 def evaluated(trained, tmp_path_factory):
-    """The finished run, scored with its base, in a folder with an awkward name."""
+    """Finished run, scored with its base, in a folder with special characters in its name."""
     run = shutil.copytree(trained, tmp_path_factory.mktemp("runs") / "<u>run & $x$")
     for base in (True, False):
         evaluate_target(open_target(str(run), base=base), limit=12)
@@ -81,7 +81,7 @@ def evaluated(trained, tmp_path_factory):
 
 
 def of_another_method(run, place):
-    """A copy of the run, as if its method were another, and its run.json older, with `packages`."""
+    """Return a copy of the run with another alpha, and with ``packages`` in its run.json as in earlier versions."""
     copy = shutil.copytree(run, place)
     replace_text(copy / "recipe.yaml", "alpha: 8", "alpha: 4")
     Run(copy).add_facts(packages={"torch": "1"})
@@ -95,13 +95,13 @@ def other(evaluated):
 
 @pytest.fixture(scope="module")
 def page(evaluated, tmp_path_factory):
-    """Its report. Copy it before changing it: the figures take seconds."""
+    """Report of the evaluated run. Copy it before changing it: the figures take seconds."""
     return write_report([evaluated], out=tmp_path_factory.mktemp("page")).parent
 
 
 @pytest.fixture
 def undrawn(monkeypatch):
-    """Figures are made, and stand on the page by their names: drawing them takes seconds."""
+    """Put names in place of figures on the page, as drawing them takes seconds."""
     monkeypatch.setattr(Canvas, "keep", lambda canvas, name, figure: Markup("<svg>{}</svg>").format(name))
 
 
@@ -127,7 +127,7 @@ def test_the_page_stands_alone_and_has_the_numbers_of_compare(evaluated, capsys)
 
 @pytest.mark.usefixtures("undrawn")
 def test_gain_is_shown_against_forgetting_where_runs_were_asked_texts(evaluated, tmp_path):
-    """And their bases are the same, under whatever name, and were asked in the same way."""
+    """The figure needs texts, and a single base that was asked in one way, wherever it is."""
     run = shutil.copytree(evaluated, tmp_path / "run")
     for folder in run.glob("eval/*"):
         nats = 1.0 + folder.name.endswith("-base")
@@ -180,7 +180,7 @@ def test_runs_without_answers_are_shown_and_the_others_compared(evaluated, other
 
 
 def asked(run, place, *tasks):
-    """A copy of the run, as if it and its base had been asked these tasks alone."""
+    """Return a copy of the run with its own and its base's answers to these tasks alone."""
     copy = shutil.copytree(run, place)
     for file in copy.glob("eval/*/predictions.jsonl"):
         rows = [line for line in file.read_text("utf-8").splitlines() if json.loads(line)["id"].startswith(tasks)]
@@ -193,14 +193,14 @@ def asked(run, place, *tasks):
 
 
 def comparisons(*paths):
-    """Those on a page about the runs at these paths."""
+    """Return the comparisons on a page about the runs at these paths."""
     runs = reported_runs(paths)
     return [*against_each_other(runs, paths), *against_bases(runs)]
 
 
 @pytest.mark.usefixtures("undrawn")
 def test_runs_of_different_tasks_are_compared_on_shared_tasks(evaluated, other, tmp_path):
-    """Each with its base on all of its own, and each other on what both have: no row of different questions."""
+    """A run is compared with its base on all its tasks."""
     runs = [asked(evaluated, tmp_path / "one", "boolq", "obqa"), asked(other, tmp_path / "two", "arc_easy", "obqa")]
     compared = {one.title: [[*contrast.y] for contrast in one.contrasts] for one in comparisons(*runs)}
     assert compared == {
@@ -228,7 +228,7 @@ def test_runs_of_different_tasks_are_compared_on_shared_tasks(evaluated, other, 
     ],
 )
 def test_unfinished_runs_are_shown(evaluated, tmp_path, monkeypatch, change, there, gone):
-    """Also beside a whole one."""
+    """A run that has just begun is also shown beside a finished one."""
     run = shutil.copytree(evaluated, tmp_path / "run")
     lost = {"without base": ["eval/*-base"], "begun": ["eval", "adapter", "checkpoints", "metrics.jsonl"]}
     lost["imported"] = ["eval", "metrics.jsonl"]
@@ -258,7 +258,7 @@ def test_unfinished_runs_are_shown(evaluated, tmp_path, monkeypatch, change, the
     ],
 )
 def test_bases_differ_by_weights_and_protocol(evaluated, tmp_path, changes, bases):
-    """And not by where they lie; each is named after the first run that has it."""
+    """The path of a base does not count. Several bases are named after the first run that has each."""
     other, third = (shutil.copytree(evaluated, tmp_path / name) for name in ("other", "third"))
     for file in other.glob("eval/*-base/settings.json"):
         known = json.loads(file.read_text("utf-8"))
@@ -307,7 +307,7 @@ def test_every_label_of_a_figure_is_whole(evaluated, tmp_path, monkeypatch):
 
 
 def test_accuracies_of_validations_are_drawn_with_their_intervals(trained, tmp_path, monkeypatch):
-    """Wilson's, as scipy has it; the ring is at the step that they chose, and none is in the loss."""
+    """The bands are scipy's Wilson intervals. The ring is at the step chosen by accuracy, and not in the loss."""
     bands = []
     rings = []
 
@@ -367,7 +367,7 @@ def test_a_report_is_replaced_with_its_figures(evaluated, page, tmp_path):
 
 @pytest.mark.parametrize("name", ["differences-9.png", "folder/notes.txt", "report.html"])
 def test_files_that_no_report_wrote_stay(evaluated, page, tmp_path, name):
-    """Beside a report, whether a figure would have its name or not; and a page of another program."""
+    """Other files beside a report, and another program's page, are neither replaced nor removed."""
     if name != "report.html":
         shutil.copytree(page, tmp_path, dirs_exist_ok=True)
     (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -398,7 +398,7 @@ def test_folders_of_runs_are_found(evaluated, tmp_path):
 
 @pytest.mark.usefixtures("undrawn")
 def test_an_experiment_is_shown_by_its_arms(evaluated, tmp_path):
-    """Two seeds each, as the index names them."""
+    """Arms are named by the index, with two seeds each."""
     runs = tuple(ExperimentRun(arm, seed, 0.03, f"runs/{arm}-{seed}") for arm in ("plain", "mixed") for seed in (3, 4))
     for run in runs:
         made = shutil.copytree(evaluated, tmp_path / "exp" / run.folder)
