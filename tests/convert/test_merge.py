@@ -109,13 +109,12 @@ WRONG: dict[str, tuple[float, Callable[[AdapterLinear, LoraPair], LoraPair]]] = 
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_wrong_merge_is_refused_and_leaves_nothing(trained, tmp_path, monkeypatch, wrong, dtype):
+def test_a_wrong_merge_is_refused_and_leaves_nothing(trained, tmp_path, monkeypatch, wrong):
     """Also where rounding hides it from the log-probabilities."""
     share, change = WRONG[wrong]
     monkeypatch.setattr(export, "fold", lambda layer: change(layer, fold(layer)))
     with pytest.raises(MosloraError, match="worse than rounding") as refused:
-        merge(trained / "adapter", out=tmp_path / "merged", dtype=dtype)
+        merge(trained / "adapter", out=tmp_path / "merged", dtype="bfloat16")
     (found,) = re.findall(r"is off by ([\d.]+) of its ΔW", str(refused.value))
     assert share * 0.95 < float(found) < 3 and "\n" not in str(refused.value)
     assert not list(tmp_path.iterdir())

@@ -38,7 +38,7 @@ def test_settings_of_an_earlier_version_are_upgraded(name, tmp_path):
     old = written["settings"]
     header = read_header(tmp_path)
     new = header.conditions
-    for key in ("protocol", "format", "primary", "beams", "max_length", "data", "writing"):
+    for key in ("protocol", "format", "beams", "max_length", "data", "writing"):
         assert getattr(new, key) == old[key], key
     assert {**new.versions, **new.encoding} == old["made_with"] and "tokenizer" in new.encoding
     assert new.source == old["metadata"]["source"]
@@ -79,10 +79,8 @@ def test_every_field_is_marked_with_what_it_changes():
     ("change", "named"),
     [
         ({"protocol": "choice"}, "protocol was cloze, is choice"),
-        ({"beams": 3}, "beams was null, is 3"),
         ({"writing": {"num_beams": 3}}, "writing.num_beams was null, is 3"),
         ({"encoding": {"tokenizer": "b"}}, "encoding.tokenizer was a, is b"),
-        ({"versions": {}}, "versions.torch was v2, is null"),
         ({"data": {"boolq": "c"}}, "data.boolq was b, is c"),
         ({"answered_by": replace(ADAPTED, adapter=None)}, "adapter was abc, is null"),
         ({"answered_by": ServedModel("http://there", "")}, "server was null, is http://there"),

@@ -9,7 +9,7 @@ from moslora.strength.curve import STRENGTHS, Curve, Measure, read_curve, write_
 COUNT = 200
 
 
-def measure(at, title="loss", *, count=COUNT, noise=0.01, lower_is_better=True, weights=None):
+def measure(at, title="loss", *, count=COUNT, noise=0.01, weights=None):
     """``count`` rows whose mean at strength c is about ``at(c)``: a row is off by about as much at every strength, and
     by ``noise`` at each by itself."""
     draw = np.random.default_rng(1)
@@ -17,7 +17,7 @@ def measure(at, title="loss", *, count=COUNT, noise=0.01, lower_is_better=True, 
     weights = np.ones(count) if weights is None else weights
     levels = np.array([at(c) for c in STRENGTHS])
     values = (levels[:, None] + own + draw.normal(0, noise, (len(STRENGTHS), count))) * weights
-    return Measure(title, values, weights, lower_is_better)
+    return Measure(title, values, weights)
 
 
 def curve(loss, *others):
@@ -39,7 +39,7 @@ def test_the_loss_is_a_mean_over_label_tokens():
     weights = np.tile([1.0, 9.0], COUNT // 2)
     levels = np.array([[(c - 0.9) ** 2, (c - 0.4) ** 2] for c in STRENGTHS])
     values = np.tile(levels, COUNT // 2) * weights
-    found = curve(Measure("loss", values, weights, True))
+    found = curve(Measure("loss", values, weights))
     assert found.recommended == 0.4
     expected = 0.1 * levels[:, 0] + 0.9 * levels[:, 1]
     np.testing.assert_allclose(found.loss.means, expected)
@@ -66,7 +66,7 @@ def test_samples_without_a_change_have_no_share():
 
 def test_shares_and_intervals_equal_a_plain_bootstrap():
     """Again, a sample at a time, with other draws: the ends agree within the sampling of a percentile."""
-    found = measure(lambda c: -2 + c * (2 - c), "log p", noise=0.5, lower_is_better=False)
+    found = measure(lambda c: -2 + c * (2 - c), "log p", noise=0.5)
     place = STRENGTHS.index(0.6)
     share, (low, high) = found.share(place)
     y = found.values
@@ -99,7 +99,7 @@ def test_a_curve_is_read_only_for_its_own_weights(trained, tmp_path):
     assert read_curve(run) is None
     loss = measure(lambda c: 2 + (c - 0.7) ** 2, count=40)
     for of, found in ((hash, True), ("other", False)):
-        write_curve(run, Curve(of, loss, (measure(lambda c: c, "log p", lower_is_better=False),)))
+        write_curve(run, Curve(of, loss, (measure(lambda c: c, "log p"),)))
         again = read_curve(run)
         assert (again is not None) == found
         if again is not None:

@@ -148,9 +148,7 @@ def test_matches(match, text, accepted, right):
 
 ROWS: list[tuple[str, dict[str, Any], tuple[str, ...], str]] = [
     ("match: exact", {"question": "q", "answer": "a"}, ("a",), "a"),
-    ("options: null", {"question": "q", "answer": "a"}, ("a",), "a"),
     ("match: number", {"question": "q", "answer": 96}, ("96",), "96"),
-    ("match: number", {"question": "q", "answer": "1,234 "}, ("1,234",), "1,234"),
     ("match: exact", {"question": "q", "answer": ["the b", "b", "c", "b"]}, ("the b", "b", "c"), "the b"),
     ("match: number", {"question": "q", "answer": ["ten", "10", 10]}, ("10",), "10"),
     (
@@ -176,7 +174,6 @@ def test_rows_become_open_ended_questions(declared, row, accepted, response):
         ("match: number", {"question": "q", "answer": "ten"}, "answer 'ten': nothing can equal it by match: number"),
         ("match: exact", {"question": "q", "answer": []}, "answer: is an empty list"),
         ("match: exact", {"question": "q", "answer": ["a", " "]}, "answer: is empty"),
-        ("match: exact", {"question": "q", "answer": {"a": 1}}, "answer: expected a text, found dict"),
         (
             "match: exact",
             {"question": "q", "answer": "a\n\nb"},

@@ -35,11 +35,6 @@ class Protocol:
         return self.score != ""
 
     @property
-    def primary(self) -> str:
-        """Name of the main accuracy, a field of `moslora.runs.scores.Score`."""
-        return "accuracy_per_character" if self.divides_scores else "accuracy"
-
-    @property
     def writes(self) -> bool:
         """Whether the model generates a text, possibly with several beams."""
         return self.room > 0

@@ -6,8 +6,6 @@ from moslora.recipe import Recipe
 from moslora.runs.run import Run
 from moslora.tasks import INSTRUCTION
 
-HOW_TO_SCORE = "make them a task with `answer` and `match` (docs/tasks.md, Answers in words)"
-
 
 def remark_on_bare_rows(run: Run) -> str:
     """Remark that the rows of ``run`` cannot be scored, with the fix; empty if it was trained on rows of tasks."""
@@ -15,7 +13,7 @@ def remark_on_bare_rows(run: Run) -> str:
         return ""
     return (
         "nothing scores the rows of this run yet: they have neither options nor accepted answers; to score such rows,"
-        f" {HOW_TO_SCORE}"
+        " make them a task with `answer` and `match` (docs/tasks.md, Answers in words)"
     )
 
 

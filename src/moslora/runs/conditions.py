@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from moslora.errors import MosloraError
-from moslora.prompts.protocols import PROTOCOLS, ProtocolName
+from moslora.prompts.protocols import ProtocolName
 from moslora.recipe.recipe import changed_keys, flat
 from moslora.runs.answers import TaskAnswers
 from moslora.runs.run import SETTINGS
@@ -97,11 +97,6 @@ class Conditions:
         default_factory=dict
     )  # hashes: `data.encode.encoding`
     versions: Annotated[Mapping[str, str], Changes.VERSIONS] = field(default_factory=dict)  # package -> version
-
-    @property
-    def primary(self) -> str:
-        """Name of the main metric."""
-        return PROTOCOLS[self.protocol].primary
 
     def of_tasks(self, tasks: Collection[str]) -> "Conditions":
         """Return the conditions restricted to ``tasks``."""

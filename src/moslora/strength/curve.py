@@ -50,13 +50,11 @@ class Measure:
         title: title of its column in a table.
         values: sum over each row at each strength, shape ``(len(STRENGTHS), n)``.
         weights: divisor of each row, shape ``(n,)``: its label tokens for a loss, otherwise 1.
-        lower_is_better: whether a fall is a gain.
     """
 
     title: str
     values: Floats
     weights: Floats
-    lower_is_better: bool = False
 
     @property
     def means(self) -> Floats:
@@ -206,8 +204,7 @@ def _as_list(array: Floats) -> list[Any]:
 
 def _measure(values: Mapping[str, Any]) -> Measure:
     """Measure in a file of `write_curve`."""
-    arrays = {key: np.array(values[key], float) for key in ("values", "weights")}
-    return Measure(**{**values, **arrays})
+    return Measure(values["title"], np.array(values["values"], float), np.array(values["weights"], float))
 
 
 def _cell(measure: Measure, place: int) -> str:

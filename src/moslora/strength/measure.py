@@ -95,7 +95,7 @@ def measure_strength(
             losses.append(row_losses(model, held_out.rows))
             answers.append(by_task(prepared.ask()))
     labels = [label_count([row]) for row in held_out.rows]
-    loss = Measure("loss", np.array(losses), np.array(labels, float), lower_is_better=True)
+    loss = Measure("loss", np.array(losses), np.array(labels, float))
     curve = Curve(folder.manifest["sha256"][WEIGHTS], loss, _measures(answers))
     if folder.run.result.resolve() == adapter.resolve():
         write_curve(folder.run, curve)
@@ -208,7 +208,7 @@ def _measures(by_strength: Sequence[Mapping[str, TaskAnswers]]) -> tuple[Measure
         for answers in by_strength:
             of_rows = [outcome(of_task) for of_task in answers.values() if of_task.are_texts == of_texts]
             values.append(np.concatenate([[], *of_rows]))
-        measure = Measure(title, np.array(values), np.ones(len(values[0])), lower_is_better=of_texts)
+        measure = Measure(title, np.array(values), np.ones(len(values[0])))
         is_duplicate = any(np.array_equal(measure.values, other.values) for other in measures)  # without characters
         if len(values[0]) and not is_duplicate:
             measures.append(measure)
