@@ -1,4 +1,4 @@
-"""Modules as commands, and measurements in processes of their own."""
+"""Modules as commands, and measurements in separate processes."""
 
 import argparse
 import inspect
@@ -14,12 +14,12 @@ from benchmarks import ROOT
 
 
 def command(main: Callable[..., Any], *workers: Callable[..., Any], **choices: Collection[str]) -> None:
-    """Calls ``main`` with what the command line says: its keywords are the options, its other parameters arguments.
+    """Call ``main`` with the command line: its keywords are the options, its other parameters the arguments.
 
     Args:
-        main: its result is the exit code.
-        workers: called instead where the command line begins with their name; what they return is printed as JSON.
-        choices: what a parameter of that name may be.
+        main: function whose result is the exit code.
+        workers: functions called instead if the command line begins with their name; their result is printed as JSON.
+        choices: parameter -> allowed values.
     """
     words = sys.argv[1:]
     for worker in workers:
@@ -32,7 +32,7 @@ def command(main: Callable[..., Any], *workers: Callable[..., Any], **choices: C
 
 
 def _parsed(function: Callable[..., Any], words: Sequence[str], choices: dict[str, Collection[str]]) -> dict[str, Any]:
-    """The parameters of ``function``, of the types of their annotations."""
+    """Parse ``words`` into the parameters of ``function``, by the types of their annotations."""
     about = sys.modules[function.__module__].__doc__
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     types = get_type_hints(function)
@@ -62,16 +62,16 @@ def in_process(
     launch: Sequence[str] = (),
     environment: dict[str, str] | None = None,
 ) -> Any:
-    """What a worker of a module's `command` finds in a process of its own.
+    """Run a worker of a module's `command` in a separate process and return its result.
 
     Args:
         work: the worker.
         words: its arguments.
-        launch: what of Python's options starts several processes instead.
-        environment: what is added to this one's.
+        launch: options of Python that start several processes.
+        environment: additional environment variables.
 
     Raises:
-        RuntimeError: it failed; the end of what it said.
+        RuntimeError: it failed, with the end of its error output.
     """
     module: Any = sys.modules[work.__module__]
     line = [sys.executable, *launch, "-m", module.__spec__.name, work.__name__, *(str(word) for word in words)]
@@ -85,7 +85,7 @@ def in_process(
 def in_turns(
     work: Callable[..., Any], contestants: Sequence[str], *words: object, repetitions: int = 1
 ) -> dict[str, list[dict[str, Any]]]:
-    """What each contestant's processes have found. They take turns, so that whatever slows the machine slows all."""
+    """Results of each contestant's processes, which take turns, so that other load slows all alike."""
     found: dict[str, list[dict[str, Any]]] = {who: [] for who in contestants}
     for _ in range(repetitions):
         for who in contestants:
@@ -101,6 +101,6 @@ def in_turns(
 
 
 def run_command(*words: str | Path) -> None:
-    """Prints and runs it."""
+    """Print and run a command."""
     print("$", *words, flush=True)
     subprocess.run([str(word) for word in words], check=True, stdout=subprocess.DEVNULL)

@@ -10,7 +10,7 @@ import torch
 
 
 def spread(values: Sequence[float], *, digits: int = 2) -> str:
-    """Median and quartiles."""
+    """Text with median and quartiles of ``values``."""
     if len(values) < 2:
         return f"{values[0]:.{digits}f}"
     low, median, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -18,13 +18,16 @@ def spread(values: Sequence[float], *, digits: int = 2) -> str:
 
 
 def ratios(values: Sequence[float], of: Sequence[float]) -> list[float]:
-    """Pair by pair."""
+    """Ratios of ``values`` to ``of``, pair by pair."""
     return [value / other for value, other in zip(values, of, strict=True)]
 
 
 def against_first(found: Mapping[str, Sequence[Mapping[str, Any]]], amount: float) -> dict[str, tuple[str, str, str]]:
-    """Of each contestant, whose processes took "seconds" for this ``amount``: how much a second; how many times as fast
-    the first is, round by round; and the share of the time that its products take, where they were timed."""
+    """Table cells of each contestant, from the "seconds" that its processes took for this ``amount``.
+
+    The cells are the amount per second, how many times as fast the first contestant is, round by round, and the share
+    of the time spent in matrix products, if it was measured.
+    """
     seconds = {who: [one["seconds"] for one in each] for who, each in found.items()}
     ours = next(iter(found))
     cells = {}
@@ -40,7 +43,7 @@ def against_first(found: Mapping[str, Sequence[Mapping[str, Any]]], amount: floa
 
 
 def markdown(rows: Sequence[Sequence[str]], *, numbers: bool = False) -> str:
-    """A table, header first; ``numbers`` are aligned on the right, in all columns but the first."""
+    """Markdown table, header first; with ``numbers`` all columns but the first are aligned on the right."""
     columns = len(rows[0])
     rule = "|" + "---|" * columns
     if numbers:
@@ -50,10 +53,10 @@ def markdown(rows: Sequence[Sequence[str]], *, numbers: bool = False) -> str:
 
 
 def write_between(path: Path, name: str, text: str) -> None:
-    """Puts ``text`` between the comments ``<!-- name -->`` and ``<!-- /name -->`` of a document.
+    """Write ``text`` between the comments ``<!-- name -->`` and ``<!-- /name -->`` of a document.
 
     Raises:
-        ValueError: they are not there, once each and in this order.
+        ValueError: the comments are not there once each, in this order.
     """
     begin = f"<!-- {name} -->"
     end = f"<!-- /{name} -->"
@@ -66,7 +69,7 @@ def write_between(path: Path, name: str, text: str) -> None:
 
 
 def publish(text: str, page: Path, name: str, *, print_only: bool) -> None:
-    """Prints ``text``, and unless told otherwise puts it between the comments of that name."""
+    """Print ``text``, and write it between the comments ``name`` of ``page`` unless ``print_only``."""
     print(text)
     if not print_only:
         write_between(page, name, text)
@@ -74,7 +77,7 @@ def publish(text: str, page: Path, name: str, *, print_only: bool) -> None:
 
 
 def machine() -> str:
-    """The device and the version of torch, in one line."""
+    """Line with the device and the version of torch."""
     if torch.cuda.is_available():
         device = torch.cuda.get_device_name()
     else:

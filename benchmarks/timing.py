@@ -1,4 +1,4 @@
-"""Wall time of calls, alone or in turns, and a device's time by kernel."""
+"""Timing of calls, alone or in turns, and of a device's kernels."""
 
 import time
 from collections import Counter
@@ -7,11 +7,11 @@ from collections.abc import Callable
 import torch
 
 PART = "part: "
-"""What the names of parts begin with that `operations.Watched` gives to torch's profiler."""
+"""Prefix of the part names that `operations.Watched` gives to torch's profiler."""
 
 
 def seconds(run: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
-    """Time of one call by this clock, by default wall time, including the device's work."""
+    """Seconds of one call including the device's work, by this clock; by default wall time."""
     wait()
     began = clock()
     run()
@@ -20,15 +20,15 @@ def seconds(run: Callable[[], object], clock: Callable[[], float] = time.perf_co
 
 
 def alternate(*runs: Callable[[], object], repetitions: int, warmup: int) -> list[list[float]]:
-    """Times functions in turns, the first one changing, so that whatever slows the machine slows all.
+    """Time functions in alternating turns, so that other load slows all alike.
 
     Args:
-        runs: each is called ``warmup + repetitions`` times.
-        repetitions: those that count.
-        warmup: those before.
+        runs: functions, each called ``warmup + repetitions`` times.
+        repetitions: number of timed calls.
+        warmup: number of calls before.
 
     Returns:
-        The seconds of each, round by round.
+        The seconds of each function, round by round.
     """
     times: list[list[float]] = [[] for _ in runs]
     for number in range(warmup + repetitions):
@@ -41,20 +41,22 @@ def alternate(*runs: Callable[[], object], repetitions: int, warmup: int) -> lis
 
 
 def wait() -> None:
-    """Until the device has done what it was given."""
+    """Wait until the device has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def reset_peak() -> None:
-    """Has torch measure the peak of a GPU's memory from here on."""
+    """Reset torch's record of the peak of a GPU's memory."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
 
 
 def kernels(work: Callable[[], object], parts: Counter[str] | None = None) -> list[tuple[str, float]]:
-    """Name and seconds of each CUDA kernel of ``work``; on a CPU of its operations. ``parts`` gets the seconds of those
-    that `operations.Watched` has named."""
+    """Name and seconds of each CUDA kernel of ``work``, or of its operations on a CPU.
+
+    ``parts`` gets the seconds of the parts that `operations.Watched` has named.
+    """
     from torch.profiler import ProfilerActivity, profile
 
     on_gpu = torch.cuda.is_available()

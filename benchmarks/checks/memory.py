@@ -137,7 +137,7 @@ def recipe_of(case: dict[str, Any]) -> Recipe:
 
 
 def random_rows(case: dict[str, Any]) -> list[Encoded]:
-    """Those of all processes: of random tokens, the last ones labelled."""
+    """Rows of all processes, of random tokens, whose last tokens are labelled."""
     generator = torch.Generator().manual_seed(0)
     labelled = case.get("labels", LABELS)
     rows: list[Encoded] = []

@@ -1,4 +1,4 @@
-"""Worlds whose truth is known: equal arms that differ by luck, as much as those of the committed runs do.
+"""Simulated worlds with a known truth: equal arms that differ by luck as much as the committed runs do.
 
     y[arm, s, i] = difficulty[i] + luck[arm, s] + taste[arm, i] + noise[arm, s, i]
 
@@ -123,7 +123,7 @@ class World:
 
 
 def worlds() -> list[World]:
-    """Those like the committed runs, by each outcome, with other tails, and with questions in clusters."""
+    """Worlds like the committed runs, for each outcome, with other tails, and with questions in clusters."""
     found = []
     for outcome in ("log_probability", "accuracy", FORGOTTEN):
         like_runs = estimated(outcome)
@@ -176,7 +176,7 @@ def thresholded(world: World) -> World:
 
 
 def with_tails(world: World) -> list[World]:
-    """The same with luck, and unless it is binary all else, of other tails."""
+    """Return copies of ``world`` whose luck, and if not binary also taste and noise, have other tails."""
     found = [replace(world, title=f"{world.title}, one bad seed in six", draw_luck=with_bad_seeds)]
     for name, draw in (("t of 4 degrees", student), ("lognormal", lognormal)):
         rest = normal if world.binary else draw
@@ -185,8 +185,8 @@ def with_tails(world: World) -> list[World]:
 
 
 def in_clusters(world: World) -> list[World]:
-    """The same with questions in clusters, of which the comparison knows, and of which it does not; and with questions
-    of which some are equal, which it finds."""
+    """Return copies of ``world`` with questions in clusters: known to the comparison, unknown, or of equal
+    questions."""
     sizes = np.resize(CLUSTERS, world.questions)
     codes = np.repeat(np.arange(len(sizes)), sizes)[: world.questions]
     known = replace(world, title=f"{world.title}, clusters", clusters=codes)

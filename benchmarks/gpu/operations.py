@@ -142,7 +142,8 @@ class Ledger:
 
 
 def described(function: Any, args: Any, found: Any, *, part: str) -> Operation:
-    """What ``function`` multiplies and moves, with ``args``, positional and named ones, and what it has ``found``."""
+    """Operation ``function`` with its positional and named ``args`` and its result ``found``, as a ledger records
+    it."""
     name = operation(function)
     read = tensors(args)
     written = tensors(found)
@@ -188,7 +189,7 @@ class Watched(TorchDispatchMode):
 
 
 def operation(function: Any) -> str:
-    """Its name, without namespace and overload."""
+    """Name of an operation, without namespace and overload."""
     first, *others = str(function).split(".")
     return others[0] if len(others) == 2 else first
 
@@ -206,7 +207,7 @@ def _part_of(place: str) -> str | None:
 
 
 def _part_of_place() -> str | None:
-    """That of the innermost place in the code, within the node of autograd's graph in the backward pass."""
+    """Part of the innermost place in the code; in the backward pass, within the node of autograd's graph."""
     frame = sys._getframe(1).f_back
     while frame is not None:
         function = frame.f_code.co_qualname
@@ -220,13 +221,13 @@ def _part_of_place() -> str | None:
 
 
 def tensors(value: Any) -> list[Tensor]:
-    """Each once."""
+    """Tensors in ``value``, each once."""
     by_id = {id(leaf): leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)}
     return list(by_id.values())
 
 
 def flops(function: Any, args: Any, found: Any) -> float:
-    """2 · m · n · k of a product, and of attention's products half, as every row is causal; nothing of all else."""
+    """Number of operations: 2 · m · n · k of a product, half of that for causal attention, 0 for all others."""
     name = str(function)
     read = tensors(args)
     backward = "backward" in name
@@ -262,7 +263,7 @@ def slow(name: str, tensors: Sequence[Tensor]) -> bool:
 
 
 def moved(name: str, read: Sequence[Tensor], written: Sequence[Tensor]) -> float:
-    """Bytes of the inputs, each read once, and of the outputs, but as the three lists say."""
+    """Bytes of all inputs and outputs, each counted once; :data:`CHOSEN`, :data:`PLACED` and :data:`WRITTEN` differ."""
     inputs = [size(x) for x in read]
     outputs = [size(x) for x in written]
     if name in CHOSEN:
@@ -277,7 +278,7 @@ def moved(name: str, read: Sequence[Tensor], written: Sequence[Tensor]) -> float
 
 
 def size(x: Tensor) -> int:
-    """Its bytes in memory, where an expanded dimension has one entry."""
+    """Bytes of a tensor in memory, where an expanded dimension has one entry."""
     if x.is_mkldnn:
         return x.numel() * x.itemsize
     return x.itemsize * math.prod(n for n, stride in zip(x.shape, x.stride(), strict=True) if stride)
@@ -358,9 +359,9 @@ slow end assumes a tenth less for products in a row, which heat the GPU, and muc
 
 
 def estimate(seen: Ledger, on: Device, achieved: Achieved, *, tokens: int, host: float = 0) -> dict[str, Any]:
-    """Of each part and of the step: launches, GB, TFLOP and milliseconds; and the sums that the step's time is of.
+    """Launches, GB, TFLOP and milliseconds of each part and of the step, and the sums that make up the step's time.
 
-    ``host`` are the seconds of the step on the host where they were measured.
+    ``host`` is the measured time of the step on the host, in seconds.
     """
     parts = {part: {"launches": 0, "GB": 0.0, "TFLOP": 0.0, "ms": 0.0} for part in (*PARTS, IDLE)}
     for one in seen.done:

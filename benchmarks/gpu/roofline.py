@@ -49,7 +49,7 @@ def ours(rows: Sequence[Encoded], sizes: Mapping[str, Any], on: torch.device) ->
 
 
 def peft(rows: Sequence[Encoded], sizes: Mapping[str, Any], on: torch.device) -> Made:
-    """As the Trainer does it."""
+    """Step of PEFT's LoRA as the Trainer computes it."""
     from accelerate import Accelerator
 
     accelerate = Accelerator(mixed_precision="bf16")

@@ -63,7 +63,7 @@ class ScoredExperiment:
         return [arm.name for arm in self.arms]
 
     def row(self, arm: str) -> FinishedRun:
-        """That of the first run of an arm."""
+        """Table row of the first run of ``arm``."""
         return next(row for row in self.rows if row.arm == arm)
 
     @property

@@ -1,4 +1,4 @@
-"""Trains B · M · A and its comparisons step by step in float64, on a network small enough to repeat often.
+"""Training of B · M · A and its comparisons step by step in float64, on a small network.
 
 Two adapted layers with tanh between them learn a teacher whose weights differ from the base by a low-rank matrix. The
 layers, the mixers and their folding are the package's own, so the results hold for this code.
@@ -22,19 +22,19 @@ RANK = 4
 SCALE = 2.0
 STEPS = 60
 ROUNDING = 1e-10
-"""Trajectories closer than this (relative, float64) are called the same."""
+"""Maximum relative distance of trajectories that count as equal, in float64."""
 
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """A and the mixer of both layers; B starts at zero."""
+    """Start of both layers: A and the mixer; B is zero."""
 
     a: tuple[Tensor, ...]
     mixers: tuple[Mixer, ...]
 
 
 class Layer(NamedTuple):
-    """The factors after a step; ``m`` is I where there is no mixer."""
+    """Factors of a layer after a step; ``m`` is I without a mixer."""
 
     a: Tensor
     m: Tensor
@@ -42,7 +42,7 @@ class Layer(NamedTuple):
 
 
 class Trajectory(NamedTuple):
-    """Entry t is the state after t + 1 steps."""
+    """States of a training; entry t is the state after t + 1 steps."""
 
     deltas: Tensor  # (steps, numbers): the ΔW of both layers, flattened and joined
     layers: list[tuple[Layer, ...]]
@@ -71,13 +71,14 @@ def problem() -> Problem:
 
 
 def draw_a(rank: int = RANK, *, seed: int = 1) -> tuple[Tensor, ...]:
-    """Gaussian, of the same variance as U(±1/√d_in), so that its distribution is the same after any rotation."""
+    """Gaussian A of both layers, ``(rank, width)``, with the variance of U(±1/√d_in); rotations keep its
+    distribution."""
     random = partial(torch.randn, generator=seeded(seed), dtype=torch.float64)
     return tuple(random(rank, width) / (3 * width) ** 0.5 for width in WIDTHS[:-1])
 
 
 def draw_orthogonal(rank: int = RANK, *, seed: int = 2) -> tuple[Tensor, ...]:
-    """One orthogonal matrix a layer, uniformly distributed."""
+    """Uniformly distributed orthogonal matrix ``(rank, rank)`` for each layer."""
     generator = seeded(seed)
     empty = [torch.empty(rank, rank, dtype=torch.float64) for _ in WIDTHS[:-1]]
     return tuple(nn.init.orthogonal_(m, generator=generator) for m in empty)
@@ -90,7 +91,7 @@ def draw_signed_permutation() -> tuple[Tensor, ...]:
 
 
 def draw_kaiming() -> tuple[Tensor, ...]:
-    """U(±1/√r), as a MoSLoRA mixer starts."""
+    """Matrix ``(r, r)`` for each layer from U(±1/√r), the start of a MoSLoRA mixer."""
     draws = torch.rand(len(WIDTHS) - 1, RANK, RANK, generator=seeded(4), dtype=torch.float64)
     return tuple((2 * draws - 1) / RANK**0.5)
 
@@ -168,7 +169,7 @@ def _copy(layer: AdapterLinear) -> Layer:
 
 
 def loss(delta: Tensor) -> float:
-    """Of the network with the weight changes ``delta`` (an entry of ``Trajectory.deltas``), on all rows."""
+    """Loss of the network on all rows with the weight changes ``delta``, an entry of ``Trajectory.deltas``."""
     data = problem()
     parts = delta.split([weight.numel() for weight in data.weights])
     first, second = (weight + part.view_as(weight) for weight, part in zip(data.weights, parts, strict=True))

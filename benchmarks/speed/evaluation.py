@@ -51,7 +51,7 @@ def work(who: str, count: int) -> dict[str, float]:
 
 
 def scored_by(who: str, questions: list[list[Example]]) -> dict[str, float]:
-    """The same of the given questions, set by set."""
+    """Measure the evaluation of the given questions, set by set, by contestant ``who``."""
     protocol, _, how = who.partition(":")
     rows = list(chain.from_iterable(questions))
     tokenizer = load_tokenizer(SECTION)

@@ -60,8 +60,10 @@ def rows(setting: str, steps: int) -> tuple[list[Any], Any]:
 
 
 def ours(encoded: Sequence[Any], recipe: Any, *, size: int) -> dict[str, float]:
-    """Seconds of a step of our loop over so many rows, the first step not counted; and how long the products of one
-    take. ``gb`` is the largest memory, less that before the first step."""
+    """Seconds of a step of moslora's loop over ``size`` rows without the first step, and seconds of a step's products.
+
+    ``gb`` is the peak of memory above that before the first step.
+    """
     from moslora.base.load import choose_engine_of, read_base
     from moslora.training.prepare import adapt
 
@@ -77,7 +79,7 @@ def ours(encoded: Sequence[Any], recipe: Any, *, size: int) -> dict[str, float]:
 
 
 def peft(encoded: Sequence[Any], recipe: Any, *, size: int, micro_batch: int, sampling: str) -> dict[str, float]:
-    """The same of PEFT's LoRA under the Trainer, without the products."""
+    """Seconds of a step, and memory, of PEFT's LoRA under the Trainer; products are not measured."""
     from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq
 
     from moslora.base.load import load_tokenizer
