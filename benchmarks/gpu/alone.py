@@ -1,5 +1,5 @@
-"""Products with frozen weights and Triton kernels of a step, each alone at LLaMA-3-8B's shapes, beside the ESTIMATE of
-`operations.py`."""
+"""Timing of a step's products with frozen weights and of its Triton kernels, each alone in LLaMA-3-8B's shapes, next to
+the ESTIMATE of `operations.py`."""
 
 from collections.abc import Callable, Iterator
 from importlib import import_module
@@ -17,19 +17,19 @@ from benchmarks.timing import seconds
 from moslora.kernels import liger
 
 TOKENS = (1749, 219) if GPU else (20,)
-"""Of a step, and of a share of it on each of eight GPUs."""
+"""Numbers of tokens of a step, and of its share on each of eight GPUs."""
 
 CALLS = 20 if GPU else 1
 COLD = 2e8 if GPU else 1
-"""Bytes of the factors that products take in turns, so that none is in the device's cache."""
+"""Bytes of the factors that products use in turn, so that none stays in the device's cache."""
 
 RANK = 16
 TILES = ((16, 32, 64), (64, 128, 256))
-"""Rows and columns of the forward product's tiles."""
+"""Numbers of rows and columns of the forward product's tiles to try."""
 
 
 def timed(function: Any, *of_calls: tuple[Any, ...]) -> dict[str, Any]:
-    """Milliseconds of a call with each of these arguments in turn, the least of three rounds; and the estimate."""
+    """Milliseconds of a call with each of the arguments in turn, the minimum of three rounds; and the estimate."""
 
     def run() -> None:
         for number in range(CALLS):
@@ -43,7 +43,7 @@ def timed(function: Any, *of_calls: tuple[Any, ...]) -> dict[str, Any]:
 
 
 def products(record: Record) -> None:
-    """Each shape of a product with a frozen weight, forwards, and backwards for the gradient of its input."""
+    """Time each shape of a product with a frozen weight, forward and backward (for the gradient of its input)."""
     hidden, inner = SIZES["hidden_size"], SIZES["intermediate_size"]
     keys = hidden // SIZES["num_attention_heads"] * SIZES["num_key_value_heads"]
     shapes = {"q, o": (hidden, hidden), "k, v": (keys, hidden), "gate, up": (inner, hidden), "down": (hidden, inner)}
@@ -58,7 +58,7 @@ def products(record: Record) -> None:
 
 
 def kernels(record: Record) -> None:
-    """Liger-Kernel's kernels, and our skinny products with dropout; forwards over tiles, warps and programs."""
+    """Time Liger-Kernel's kernels and moslora's products with dropout, the forward product over tiles and programs."""
     if not (GPU and liger.is_used()):
         record(skipped="Triton or Liger-Kernel is not there, or there is no GPU")
         return
@@ -77,7 +77,7 @@ def kernels(record: Record) -> None:
 
 
 def calls(tokens: int) -> Iterator[tuple[str, Callable[..., Any], tuple[Any, ...]]]:
-    """Name of a kernel, the operation that launches it, and its arguments."""
+    """Names of kernels, the operations that launch them, and their arguments."""
     operations = torch.ops.moslora
     hidden, inner, heads = (SIZES[name] for name in ("hidden_size", "intermediate_size", "num_attention_heads"))
     size = hidden // heads

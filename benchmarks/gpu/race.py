@@ -1,7 +1,7 @@
-"""Training by this program, and by PEFT's LoRA under the Trainer of transformers, on the same rows, each at its best.
+"""Race on a GPU: training by moslora, and by PEFT's LoRA under the Trainer, on the same rows, each at its best.
 
-The model is large and random, the rows are random tokens. All steps run twice, and the second time is measured: by then
-every shape of a batch has been seen.
+The model is large and random, the rows are random tokens. All steps run twice, and the second run is measured, in which
+no shape of a batch is new.
 """
 
 import importlib.util
@@ -35,18 +35,18 @@ TINY = {
     "num_key_value_heads": 2,
 }
 ROWS = 16
-"""Rows of a step."""
+"""Number of rows of a step."""
 
 DEVICE = torch.device("cuda", local_rank()) if GPU else torch.device("cpu")
 SIZES: dict[str, Any] = SHAPES["Meta-Llama-3-8B"] if GPU else TINY
 STEPS, EVERY = (30, 10) if GPU else (2, 2)
-"""Steps that are timed, and after how many of them the rates so far are written down."""
+"""Number of timed steps, and of steps after which the rates so far are recorded."""
 
 Record = Callable[..., None]  # writes down what a part has found, by name
 
 
 def random_model(on: torch.device = DEVICE, sizes: Mapping[str, Any] = SIZES) -> Any:
-    """A LLaMA in bfloat16 with small random weights."""
+    """LLaMA in bfloat16 with small random weights."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     config = LlamaConfig(**sizes, max_position_embeddings=2048, pad_token_id=0, bos_token_id=1, eos_token_id=2)
@@ -57,7 +57,7 @@ def random_model(on: torch.device = DEVICE, sizes: Mapping[str, Any] = SIZES) ->
 
 
 def adapted(*overrides: str, on: torch.device = DEVICE, sizes: Mapping[str, Any] = SIZES) -> tuple[Any, Any]:
-    """The recipe ``llama3-8b``, and a random model with its adapters."""
+    """Return the recipe ``llama3-8b`` and a random model with its adapters."""
     recipe = load_recipe("llama3-8b", overrides)
     model = random_model(on, sizes)
     use_own_modules(model)
@@ -65,7 +65,7 @@ def adapted(*overrides: str, on: torch.device = DEVICE, sizes: Mapping[str, Any]
 
 
 def step_rows(step: int, vocabulary: int = SIZES["vocab_size"]) -> list[Encoded]:
-    """About 110 random tokens each, as long as the eight sets' rows are."""
+    """Rows of a step, of about 110 random tokens each, with the lengths of the eight sets' rows."""
     draw = random.Random(step)
     rows = []
     for row in range(ROWS):
@@ -80,7 +80,7 @@ def lengths(rows: Sequence[Encoded]) -> list[int]:
 
 
 class Stopwatch:
-    """Counts steps of so many ``tokens``, which come twice."""
+    """Timer of steps with these numbers of ``tokens``, which run twice."""
 
     def __init__(self, record: Record, tokens: Sequence[int]) -> None:
         self.record = record
@@ -108,8 +108,11 @@ class Stopwatch:
         )
 
     def one_more(self, step: Callable[[], object], model: Any = None) -> None:
-        """What the device did in a step: less than it took where the host is too slow. For a ``model`` whose operations
-        torch sees, by part, beside the ESTIMATE of `operations.py`; the device's name decides for which device."""
+        """Record the device's kernels of one more step, whose sum is less than the step's time if the host is too slow.
+
+        With a ``model`` whose operations torch sees, the kernels are summed by part, next to the ESTIMATE of
+        `operations.py` for this device.
+        """
         if model is None:
             times = [took for _, took in kernels(step)]
             self.record(kernels_per_step=len(times), kernel_seconds_per_step=sum(times))
@@ -130,7 +133,7 @@ class Stopwatch:
 
 
 def this_device() -> Device:
-    """The peaks of this GPU; those of an H100 for one that is not listed, and for a CPU."""
+    """Peaks of this GPU; those of an H100 for an unlisted GPU and a CPU."""
     if GPU:
         name = torch.cuda.get_device_name()
         for known, device in DEVICES.items():
@@ -140,7 +143,7 @@ def this_device() -> Device:
 
 
 def ours(record: Record) -> None:
-    """By the training loop, which launches a step before it has read the numbers of the one before."""
+    """Train by moslora's loop, which launches a step before it reads the numbers of the previous step."""
     recipe, model = adapted()
     keep_freed_memory()  # as a training does
     steps = [step_rows(number) for number in range(STEPS)]
@@ -153,14 +156,16 @@ def ours(record: Record) -> None:
 
 
 def compile_layers(model: Any) -> None:
-    """One by one: all are alike, so that the first is compiled for all."""
+    """Compile the layers one by one; as all are alike, only the first is compiled."""
     for layer in model.get_base_model().model.layers:
         layer.compile(dynamic=True, backend="inductor" if GPU else "eager")
 
 
 def all_steps(*, by_length: bool) -> list[list[Encoded]]:
-    """The rows of our steps as the contestants take them, in a random order of the steps; ``by_length``, rows of
-    similar length are in one."""
+    """Rows of moslora's steps for the contestants, in a random order of the steps.
+
+    With ``by_length`` a step has rows of similar length.
+    """
     rows: list[Encoded] = []
     for number in range(STEPS):
         rows += step_rows(number)
@@ -172,7 +177,7 @@ def all_steps(*, by_length: bool) -> list[list[Encoded]]:
 
 
 def peft(record: Record, how: str) -> None:
-    """By "rows", "length", "packed", "liger" or "compile", as in runner.py."""
+    """Train by PEFT's LoRA under the Trainer: "rows", "length", "packed", "liger" or "compile", as in runner.py."""
     from transformers import DataCollatorWithFlattening
 
     if how == "liger" and not (GPU and importlib.util.find_spec("liger_kernel")):

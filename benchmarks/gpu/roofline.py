@@ -75,8 +75,10 @@ CONTESTANTS: dict[str, Callable[..., Made]] = {"moslora": ours, "moslora:torch":
 
 
 def estimated(contestant: str, layers: int, count: int) -> dict[str, list[dict[str, Any]]]:
-    """Device -> the fast and the slow end of the estimate of a step of ``count`` rows: the second one, on a device that
-    holds no data."""
+    """Device -> fast and slow end of the estimate of a step of ``count`` rows.
+
+    The second step on a device without data is estimated.
+    """
     from accelerate.state import AcceleratorState
 
     import pretend_kit
@@ -100,7 +102,7 @@ def estimated(contestant: str, layers: int, count: int) -> dict[str, list[dict[s
 
 
 Results = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]
-"""Contestant and device -> the fast and the slow end of its estimate."""
+"""Contestant -> device -> fast and slow end of its estimate."""
 
 
 def table_of_steps(results: Results) -> list[list[str]]:
@@ -118,7 +120,7 @@ def table_of_steps(results: Results) -> list[list[str]]:
 
 
 def between(ends: Sequence[float], digits: str) -> str:
-    """The smaller and the larger, or the one that both are as it is written."""
+    """Text of the smaller and the larger end, or of one if both are written alike."""
     return "–".join(dict.fromkeys(f"{end:{digits}}" for end in sorted(ends)))
 
 

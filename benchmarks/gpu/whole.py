@@ -1,4 +1,4 @@
-"""The command itself over a model of random weights on disk: trained, killed, resumed and scored."""
+"""Commands on a model of random weights on disk: it is trained, killed, resumed and scored."""
 
 import shutil
 import signal
@@ -19,7 +19,7 @@ PROTOCOLS = {"choice": "label", "generate": "label", "cloze": "cloze"}
 
 
 def command(record: Record) -> None:
-    """Trains in bfloat16 and in NF4; kills each once it has a checkpoint, resumes it, scores it by all protocols."""
+    """Train in bfloat16 and in NF4; kill each after its first checkpoint, resume it, and score it by all protocols."""
     with tempfile.TemporaryDirectory(prefix="moslora-whole-") as folder:
         root = Path(folder)
         record(writing_seconds=seconds(lambda: write_world(root)))
@@ -40,7 +40,7 @@ def command(record: Record) -> None:
 
 
 def write_world(root: Path) -> None:
-    """The tests' data and recipe, and a model with the other parts' shapes in bfloat16."""
+    """Write the tests' data and recipe, and a bfloat16 model with the shapes of the other parts."""
     from evaluation_kit import tokenizer
     from world_kit import make_world
 
@@ -55,7 +55,7 @@ def started(*words: str) -> subprocess.Popen[bytes]:
 
 
 def killed_after_checkpoint(words: tuple[str, ...], run: Path) -> float:
-    """Seconds until the first checkpoint, at which the training is killed."""
+    """Start a training, kill it at its first checkpoint, and return the seconds until then."""
     began = time.perf_counter()
     training = started(*words)
     while not Run(run).checkpoints:
@@ -68,7 +68,7 @@ def killed_after_checkpoint(words: tuple[str, ...], run: Path) -> float:
 
 
 def finished(*words: str) -> float:
-    """Seconds of a command that has to succeed."""
+    """Run a command that must succeed, and return its seconds."""
     began = time.perf_counter()
     code = started(*words).wait()
     if code:

@@ -29,11 +29,11 @@ from benchmarks.tables import machine, markdown, publish, ratios, spread
 
 CONTESTANTS = ("GOMP_SPINCOUNT=10000", "default", "OMP_WAIT_POLICY=PASSIVE")
 SITUATIONS = {"alone": (1, 0), "beside a job": (1, 1), "beside two": (1, 2), "two trainings, together": (2, 0)}
-"""Name -> processes that train, and other jobs."""
+"""Name -> number of processes that train, and number of other jobs."""
 
 
 def work(contestant: str) -> None:
-    """Answers each line of the standard input, seconds, with the tokens per second of training for about so long."""
+    """Train for the seconds of each line of the standard input, and print the tokens per second."""
     from moslora.base.adapted import with_adapters
     from moslora.base.load import load_base
 
@@ -54,7 +54,7 @@ def work(contestant: str) -> None:
 
 
 def started(contestant: str) -> "subprocess.Popen[str]":
-    """A process that trains when it is asked to, under the environment that ``contestant`` names."""
+    """Start a process that trains on request, with the environment variable that ``contestant`` names."""
     environment = dict(os.environ)
     environment.pop("GOMP_SPINCOUNT", None)
     environment.pop("OMP_WAIT_POLICY", None)
@@ -73,7 +73,7 @@ def said(process: "subprocess.Popen[str]") -> str:
 
 
 def turn(workers: Sequence["subprocess.Popen[str]"], *, jobs: int, seconds: float) -> float:
-    """Tokens per second of all ``workers`` together, beside so many ``jobs``."""
+    """Tokens per second of all ``workers`` together, while ``jobs`` other jobs run."""
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(jobs)]
     try:
         for worker in workers:

@@ -1,4 +1,4 @@
-"""A training step of this program, PEFT's LoRA under the Trainer of transformers, and lm-eval's model."""
+"""Contestants of the benchmarks: moslora's training step, PEFT's LoRA under the Trainer, and lm-eval's model."""
 
 import math
 import tempfile
@@ -40,29 +40,32 @@ def our_train_state(model: Any, training: Any, *, strategy: Literal["ddp", "fsdp
 
 
 class InOrder(StepPlan):
-    """All rows in their order, again and again."""
+    """Steps over all rows in their order, repeatedly."""
 
     def __getitem__(self, step: int) -> list[int]:
         begin = step * self.global_batch_size % self.rows
         return [*range(begin, begin + self.global_batch_size)]
 
 
-def our_loop(model: Any, training: Any, rows: Sequence[Any], *, steps: int, each: int, **told: Any) -> Any:
-    """`moslora.training.loop.train` over ``rows`` in their order, ``each`` in a step; takes a ``first_step``. Without
-    validations and checkpoints, unless a callback of ``told`` does them."""
+def our_loop(model: Any, training: Any, rows: Sequence[Any], *, steps: int, each: int, **callbacks: Any) -> Any:
+    """Function of ``first_step`` that trains on ``rows`` in their order, ``each`` in a step, by moslora's training
+    loop.
+
+    It neither validates nor saves checkpoints, unless a callback in ``callbacks`` does.
+    """
     from moslora.data.prepared import RowTable
     from moslora.training.loop import train
 
     shown = training.model_copy(update={"global_batch_size": each, "epochs": None, "max_steps": steps})
     state = replace(our_train_state(model, shown), rows=RowTable.of(rows), plan=InOrder(shown, rows=len(rows), seed=0))
     silent = dict.fromkeys(("report", "checkpoint", "validate", "stop_requested"), lambda *_, **__: False)
-    return partial(train, state, **(silent | told))
+    return partial(train, state, **(silent | callbacks))
 
 
 def our_step(
     model: Any, training: Any, *, strategy: Literal["ddp", "fsdp"] = "ddp"
 ) -> Callable[[Sequence[Any]], float]:
-    """One step of our loop: from its rows, encoded, to this process's share of its loss."""
+    """Function that trains a step of moslora's loop on encoded rows and returns this process's share of the loss."""
     from moslora.processes.devices import keep_freed_memory
     from moslora.training.loop import accumulate
     from moslora.training.optimizer import update
@@ -79,7 +82,7 @@ def our_step(
 
 
 def timed(step: Callable[[Sequence[Any]], float], steps: Sequence[Sequence[Any]]) -> tuple[list[float], list[float]]:
-    """Seconds and losses of a step with each of these rows, but for the first, which warms up."""
+    """Seconds and losses of a step on each of ``steps``, except for the first, which warms up."""
     first, *counted = steps
     step(first)
     losses: list[float] = []
@@ -108,12 +111,12 @@ def with_lora(model: Any, adapter: Any) -> Any:
 def trainer(
     model: Any, training: Any, rows: Sequence[Any], collate: Any, *, micro_batch: int, each: int, **others: Any
 ) -> Any:
-    """The Trainer of transformers over encoded rows, ``each`` in a step, without logs and checkpoints.
+    """Trainer of transformers for encoded rows, ``each`` in a step, without logs and checkpoints.
 
     Args:
-        model: with what is trained.
+        model: model whose trainable weights are trained.
         training: the recipe's section.
-        others: of `transformers.TrainingArguments`.
+        others: arguments of `transformers.TrainingArguments`.
     """
     from transformers import Trainer, TrainingArguments
 
@@ -133,7 +136,7 @@ def trainer(
 
 
 def after_steps(trainer: Any, call: Callable[[], object]) -> None:
-    """Has the Trainer call this at the end of each step."""
+    """Make the Trainer call ``call`` at the end of each step."""
     from transformers import TrainerCallback
 
     class Clock(TrainerCallback):
@@ -144,13 +147,15 @@ def after_steps(trainer: Any, call: Callable[[], object]) -> None:
 
 
 def features(rows: Sequence[Any]) -> list[dict[str, list[int]]]:
-    """Encoded rows as the Trainer takes them."""
+    """Encoded rows as the Trainer's data set."""
     return [{"input_ids": row.input_ids, "labels": row.labels} for row in rows]
 
 
 def padded(batch: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-    """On the right, to a multiple of 8. No token sees what is behind it, so that no mask is needed, and attention takes
-    the faster kernel."""
+    """Batch of the Trainer, padded on the right to a multiple of 8, shape ``(rows, length)``.
+
+    No token sees the padding after it, so no mask is needed, and attention uses the faster kernel.
+    """
     longest = max(len(row["input_ids"]) for row in batch)
     length = math.ceil(longest / 8) * 8
     found = {}
@@ -168,14 +173,14 @@ def lm_eval(model: Any, tokenizer: Any, batch_size: int) -> Any:
 
 
 def requests(kind: Any, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-    """What lm-eval's models are asked."""
+    """Requests of lm-eval's kind ``kind``."""
     from lm_eval.api.instance import Instance
 
     return [Instance(kind, doc={}, arguments=each, idx=number) for number, each in enumerate(arguments)]
 
 
 def loglikelihoods(examples: Sequence[Any]) -> list[Any]:
-    """The requests for each option of each question, as cloze."""
+    """Requests of lm-eval for each option of each question, in the format ``cloze``."""
     from moslora.prompts.formats import FORMATS
 
     asked = []

@@ -1,5 +1,4 @@
-"""What an adapter costs when the model is used: the time of one answer, and the tokens that it writes a second; and
-what it costs in a training step to compute its parts one after the other.
+"""Cost of an adapter in use (time of an answer, tokens per second), and of computing its parts one after the other.
 
     make latency
 
@@ -44,13 +43,13 @@ from moslora.recipe import AdapterSection, load_recipe
 from moslora.tasks import Example
 
 IN_PARTS = ("two-subspace mixing", "LoRA experts, dense gate", "LoRA experts, top-2 gate", "gates inside")
-"""Those that can also be computed one part after the other."""
+"""Systems whose parts can also be computed one after the other."""
 
 ROW = 256
 """Tokens of a training step."""
 
 ANSWERS = 4
-"""Answers that are timed together: one alone is short."""
+"""Number of answers that are timed together, because one is too short."""
 
 QUESTION = Example(
     "question",
@@ -68,20 +67,20 @@ QUESTION = Example(
 
 BASE = "smollm2-135m"
 TOKENS = 32
-"""That are written."""
+"""Number of tokens to generate."""
 
 ROUNDS = 7
 
 
 class Times(NamedTuple):
-    """Seconds of an answer, and tokens written a second; one of each a round."""
+    """Seconds of an answer and tokens per second, one of each for each round."""
 
     answer: list[float]
     tokens_per_second: list[float]
 
 
 class SequentialExperts(nn.Module):
-    """A fused layer's experts one at a time, with its weights.
+    """Adapter layer that computes the experts of a fused layer one at a time, with its weights.
 
     With one gate y = base(x) + s Σᵢ gᵢ(x) · Bᵢ Aᵢ x. Inside LoRA y = base(x) + s Σⱼ g_B,ⱼ(x) · Bⱼ Σᵢ g_A,ᵢ(x) · Aᵢ x,
     and so in two-subspace mixing, where every g is one.
@@ -105,7 +104,7 @@ class SequentialExperts(nn.Module):
         self.b = nn.ParameterList(part.detach().clone() for part in fused.lora_b.chunk(self.count, dim=1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shape ``(..., in_features)`` to ``(..., out_features)``."""
+        """y ``(..., out_features)`` for ``x (..., in_features)``."""
         y: Tensor = self.base(x)
         gates = [self._gate(x, router) for router in self.routers]  # (..., k)
         if len(gates) != 1:
@@ -144,11 +143,11 @@ def _weighted(outputs: Sequence[Tensor], gates: Tensor | None) -> Tensor:
 
 
 ONE_BY_ONE = ", one by one"
-"""What the name of a contestant ends in that computes its parts one after the other."""
+"""Suffix of a contestant's name if its parts are computed one after the other."""
 
 
 def contestants(model: PreTrainedModel, adapter: AdapterSection) -> dict[str, Mapping[str, nn.Module]]:
-    """By name: what stands at the places of the adapted layers. The base's weights are shared, but for the merged."""
+    """Name of a contestant -> its layers by place. All share the base's weights, except for the merged layers."""
     found: dict[str, Mapping[str, nn.Module]] = {}
     for name in ("LoRA", "MoSLoRA", *IN_PARTS):
         inject(model, **adapter.model_dump(exclude={"continue_from"}) | {"mixer": SYSTEMS[name], "dropout": 0.0})
@@ -188,8 +187,10 @@ def measure(
     repetitions: int,
     after_round: Callable[[dict[str, Times]], None] = lambda found: None,
 ) -> dict[str, Times]:
-    """Answers and ``tokens`` written by every contestant, ``repetitions`` times after a round that warms up;
-    ``after_round`` gets the times so far."""
+    """Time answers and the generation of ``tokens`` tokens by every contestant, after a round that warms up.
+
+    ``after_round`` gets the times so far.
+    """
     text = FORMATS["label"].generation_prompt(QUESTION)
     prompt = tokenizer(text, return_tensors="pt").input_ids.to(model.device)
     settings = {"do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones_like(prompt)}
@@ -227,7 +228,7 @@ def medians(found: Mapping[str, Times]) -> dict[str, dict[str, float]]:
 
 
 def table(found: Mapping[str, Times]) -> str:
-    """A row a contestant; those that are computed one part after the other are in its row."""
+    """Markdown table with a row for each contestant, including its times one part after the other."""
     rows = [["", "one answer, ms", "× base", "tokens/s", "time × base", "one by one: answer ×", "one by one: token ×"]]
     base = found["base"]
     for name, (answer, rate) in found.items():
@@ -244,8 +245,11 @@ def table(found: Mapping[str, Times]) -> str:
 
 
 def measure_steps(model: PreTrainedModel, adapter: AdapterSection, *, repetitions: int) -> dict[str, list[float]]:
-    """CPU seconds of a pass forward and back over a row, which other work on the machine changes little, by every
-    contestant that is trained; ``repetitions`` times after a round that warms up."""
+    """CPU seconds of a forward and backward pass over a row, by every contestant that is trained, after a warm-up
+    round.
+
+    Other work on the machine changes CPU seconds little.
+    """
     row = torch.randint(model.config.vocab_size, (1, ROW))
 
     def step() -> None:

@@ -1,7 +1,7 @@
-"""The matrix products of a piece of work, alone: the time that nothing can go below on this machine.
+"""Time of the matrix products of some work alone: a lower bound for the work on this machine.
 
-Every product that runs is noted with the shapes, strides and dtypes of its factors, and run again on random numbers;
-packed weights are themselves.
+Every product is recorded with the shapes, strides and dtypes of its factors, and repeated on random numbers; packed
+weights are used as they are.
 """
 
 import time
@@ -23,7 +23,7 @@ PRODUCTS = (
 
 @dataclass(frozen=True)
 class Layout:
-    """How a factor lies in memory."""
+    """Memory layout of a factor."""
 
     size: tuple[int, ...]
     stride: tuple[int, ...]
@@ -36,7 +36,7 @@ class Layout:
 
 
 class Products(TorchDispatchMode):
-    """Notes the products that run inside the block."""
+    """Recorder of the products that run within the block."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Products(TorchDispatchMode):
         return func(*args, **keywords)
 
     def seconds(self) -> float:
-        """The time of all of them, one after the other; factors of one layout are one tensor."""
+        """Time of all products, one after the other; factors with the same layout are one tensor."""
         made: dict[Layout, Tensor] = {}
         total = 0.0
         with torch.no_grad():
@@ -62,7 +62,7 @@ class Products(TorchDispatchMode):
 
 
 def floor(work: Callable[[], object], *, repetitions: int = 3) -> float:
-    """Seconds of the products of ``work`` alone, the least of some repetitions."""
+    """Seconds of the products of ``work`` alone: the minimum of some repetitions."""
     with Products() as noted:
         work()
     return min(noted.seconds() for _ in range(repetitions))
