@@ -32,7 +32,7 @@ LENGTHS = (31, 1, 17, 4, 44, 9, 9, 23, 2, 60, 12)
 
 
 def make(name):
-    """A random model with norms that are not 1, as stock transformers computes it."""
+    """Random model with norms that are not 1, as stock transformers computes it."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(CONFIGS[name], attn_implementation="sdpa")
     perturb([parameter for parameter in model.parameters() if parameter.dim() == 1], size=0.2)
@@ -40,14 +40,14 @@ def make(name):
 
 
 def prompts(beginning=0):
-    """Ragged ones, all with the same first tokens."""
+    """Prompts of unequal lengths with the same first tokens."""
     draw = random.Random(1)
     first = draw.choices(range(3, VOCABULARY), k=beginning)
     return [first + draw.choices(range(3, VOCABULARY), k=length) for length in LENGTHS]
 
 
 def alone(model, prompt, *, ends=(), count=NEW):
-    """What transformers writes."""
+    """Tokens that transformers writes after a prompt alone."""
     ids = torch.tensor([prompt])
     options = {"do_sample": False, "max_new_tokens": count, "eos_token_id": list(ends) or None, "pad_token_id": 0}
     written = model.generate(ids, attention_mask=torch.ones_like(ids), **options)[0, len(prompt) :].tolist()
@@ -66,7 +66,7 @@ def written(model, asked, **changes):
 @pytest.mark.parametrize("beginning", [0, 30])
 @pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_tokens_are_those_of_transformers_whatever_shares_the_passes(name, own, beginning):
+def test_decoding_equals_transformers_for_any_batch(name, own, beginning):
     model = make(name)
     asked = prompts(beginning)
     expected = [alone(model, prompt) for prompt in asked]
@@ -121,7 +121,7 @@ MIXERS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", MIXERS)
-def test_adapters_write_as_they_do_under_transformers(kind):
+def test_adapters_decode_as_under_transformers(kind):
     model = adapted_llama(MIXERS[kind], moved=0.3, target_modules=["q_proj", "v_proj", "down_proj"]).eval()
     describe_task(model, "other")
     asked = prompts(20)
@@ -137,7 +137,7 @@ def test_adapters_write_as_they_do_under_transformers(kind):
 
 
 @pytest.mark.parametrize("config", [peft.LoraConfig(r=4), peft.VeraConfig(r=4), peft.LoraConfig(r=4, use_dora=True)])
-def test_methods_of_peft_write_as_they_do_under_transformers(config):
+def test_peft_decodes_as_under_transformers(config):
     config.task_type = "CAUSAL_LM"
     config.target_modules = {"q_proj", "v_proj"}
     plain = make("llama")
@@ -153,7 +153,7 @@ def test_methods_of_peft_write_as_they_do_under_transformers(config):
     assert written(model, asked, batch_tokens=50) == expected
 
 
-def test_a_base_in_4_bits_writes_as_it_does_under_transformers(tmp_path):
+def test_4_bit_base_decodes_as_under_transformers(tmp_path):
     tiny_llama(vocab_size=VOCABULARY, hidden_size=64, intermediate_size=128).save_pretrained(tmp_path)
     section = ModelSection.model_validate({"name": str(tmp_path), "dtype": "float32", "quantization": "nf4"})
     model = load_base(section)
@@ -163,8 +163,8 @@ def test_a_base_in_4_bits_writes_as_it_does_under_transformers(tmp_path):
     assert written(model, asked, batch_tokens=50) == expected
 
 
-def test_logits_that_are_no_numbers_write_nothing():
-    """As of float16 weights that overflow: the largest of NaN would be any token."""
+def test_logits_that_are_not_finite_are_refused():
+    """Float16 weights that overflow give NaN, whose maximum would be any token."""
     model = make("llama")
     with torch.no_grad():
         model.lm_head.weight[7] = float("nan")
@@ -173,7 +173,7 @@ def test_logits_that_are_no_numbers_write_nothing():
 
 
 def count_tokens(monkeypatch):
-    """The number of tokens of each pass from here on."""
+    """Record the number of tokens of each pass from now on."""
     passes = []
     compute = engine.final_hidden
 
@@ -186,7 +186,7 @@ def count_tokens(monkeypatch):
 
 
 def test_no_token_is_computed_twice_and_no_padding(monkeypatch):
-    """What all begin with once, of each prompt its own tokens, and of each new token but the last its continuation."""
+    """Each pass computes: the common beginning once, each prompt's own tokens, and each new token but the last."""
     model = make("llama")
     asked = prompts(30)
     passes = count_tokens(monkeypatch)

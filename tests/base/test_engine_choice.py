@@ -36,17 +36,17 @@ CHANGED: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.fixture(autouse=True)
 def nothing_kept(tmp_path_factory, monkeypatch):
-    """No verdict of another test; each test's own is forgotten by `forget`."""
+    """Remove the verdicts of other tests; `forget` removes each test's own."""
     monkeypatch.setenv("MOSLORA_HOME", str(tmp_path_factory.mktemp("home")))
 
 
 def forget():
-    """Forgets what models were found to be."""
+    """Remove all cached verdicts."""
     shutil.rmtree(home() / "engines", ignore_errors=True)
 
 
 @pytest.mark.parametrize("what", CHANGED)
-def test_a_model_that_changes_its_logits_is_computed_by_transformers(tmp_path, what):
+def test_changed_logits_choose_transformers(tmp_path, what):
     family, values = CHANGED[what]
     config = small_config(AutoConfig.for_model(family, **values))
     if family == "gemma3n":  # needs a package for images
@@ -70,8 +70,8 @@ WINDOWS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("family", WINDOWS)
-def test_a_window_that_only_the_mask_knows_is_computed_by_transformers(family):
-    """Wider than the rows that are compared, so that the model itself computes them without it."""
+def test_window_of_the_mask_chooses_transformers(family):
+    """The window is wider than the compared rows, so that the model itself computes them without it."""
     config = small_config(AutoConfig.for_model(family, num_experts_per_tok=2))
     values = {**config.to_dict(), "layer_types": None, **WINDOWS[family]}
     model = AutoModelForCausalLM.from_config(type(config)(**values)).eval().requires_grad_(False)
@@ -89,7 +89,7 @@ class OwnForCausalLM(LlamaForCausalLM):
 """
 
 
-def test_a_verdict_is_forgotten_once_the_models_own_code_changes(tmp_path, monkeypatch):
+def test_changed_model_code_is_compared_again(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     config = small_config(AutoConfig.for_model("llama"))
     for factor, engine in ((1, "own"), (1.5, "transformers")):
@@ -103,7 +103,7 @@ def test_a_verdict_is_forgotten_once_the_models_own_code_changes(tmp_path, monke
 
 @pytest.fixture
 def scaled(monkeypatch):
-    """Has every Llama of transformers multiply its logits by a factor, of which no config tells."""
+    """Make every Llama of transformers multiply its logits by a factor that no config mentions."""
     plain = LlamaForCausalLM.forward
 
     def by(factor):
@@ -120,7 +120,7 @@ def scaled(monkeypatch):
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
-    """A Llama whose layers all have 64 or 128 inputs, which bitsandbytes needs."""
+    """Llama whose layers all have 64 or 128 inputs, as bitsandbytes needs."""
     shapes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = AutoConfig.for_model("llama", num_key_value_heads=2, vocab_size=300, **shapes)
     folder = tmp_path_factory.mktemp("llama")
@@ -140,7 +140,7 @@ LOADED: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("how", LOADED)
-def test_a_change_that_no_config_tells_of_is_found(llama, scaled, how):
+def test_change_outside_the_config_is_found(llama, scaled, how):
     if "quantization" in LOADED[how]:
         pytest.importorskip("bitsandbytes")
     section = ModelSection(name=llama, **LOADED[how])
@@ -152,14 +152,14 @@ def test_a_change_that_no_config_tells_of_is_found(llama, scaled, how):
         assert engine_of(load_base(section)).name == "transformers"
 
 
-def test_it_is_found_where_the_model_is_never_whole(world, scaled):
+def test_change_is_found_in_a_sharded_model(world, scaled):
     section = ModelSection(name=str(world / "model"), dtype="bfloat16")
     assert engine_of(load_base(section, computed_here=False)).name == "own"
     scaled(1.001)
     assert engine_of(load_base(section, computed_here=False)).name == "transformers"
 
 
-def test_rounding_is_told_from_a_change_by_the_twin(world, monkeypatch, scaled):
+def test_twin_separates_rounding_from_a_change(world, monkeypatch, scaled):
     section = ModelSection(name=str(world / "model"), dtype="bfloat16")
     monkeypatch.setattr(engine_choice, "TOLERANCE_IN_16_BITS", 3e-3)  # as in a model of many layers
     twins = []
@@ -173,7 +173,7 @@ def test_rounding_is_told_from_a_change_by_the_twin(world, monkeypatch, scaled):
     assert engine_of(load_base(section)).name == "transformers"
 
 
-def test_checking_leaves_nothing_behind(world, monkeypatch):
+def test_comparison_leaves_the_model_unchanged(world, monkeypatch):
     section = ModelSection(name=str(world / "model"), dtype="float32")
     before = torch.get_rng_state()
     model, other = load_base(section), load_base(section, computed_here=False)
@@ -202,7 +202,7 @@ def test_adapters_are_as_they_were(world, engine):
 
 
 def wrong_sign(of):
-    """A backward pass whose gradients have the other sign."""
+    """Return a backward pass whose gradients have the other sign."""
 
     def backward(ctx, *gradients):
         found = of(ctx, *gradients)
@@ -226,8 +226,9 @@ BACKWARD = {
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kernel", BACKWARD)
-def test_a_wrong_gradient_is_noticed_and_transformers_takes_over(world, monkeypatch, kernel, dtype):
-    """Logits stay right. By each kernel's own backward pass; in 16 bits by the twin, which is computed as the model."""
+def test_wrong_gradient_chooses_transformers(world, monkeypatch, kernel, dtype):
+    """Logits stay right. Each kernel's own backward pass is wrong; in 16 bits the twin decides, computed in the model's
+    dtype."""
     module, name = BACKWARD[kernel]
     function = getattr(module, name)
     right = function.backward
@@ -248,21 +249,21 @@ def test_a_wrong_gradient_is_noticed_and_transformers_takes_over(world, monkeypa
 
 
 @pytest.mark.parametrize("alpha", [4e38, 4e-40])
-def test_with_a_scale_that_overflows_or_takes_all_gradients_our_engine_computes(world, alpha):
+def test_extreme_scale_keeps_our_engine(world, alpha):
     model = read_base(ModelSection(name=str(world / "model"), dtype="float32"))
     inject(model, rank=4, alpha=alpha, mixer={"kind": "dense"}, target_modules="all-linear")
     choose_engine(model, "own")
 
 
 @torch.no_grad()
-def test_gradients_are_compared_where_the_caller_wants_none(world):
+def test_gradients_are_compared_under_no_grad(world):
     model = read_base(ModelSection(name=str(world / "model"), dtype="float32"))
     inject(model, rank=4, alpha=8, mixer={"kind": "identity"}, target_modules="all-linear")
     choose_engine(model)
     assert engine_of(model).name == "own"
 
 
-def test_a_verdict_is_kept_for_what_it_is_of(world, monkeypatch):
+def test_verdict_is_cached_per_method_dtype_and_setting(world, monkeypatch):
     compared = []
     compare = engine_choice._why_not
     monkeypatch.setattr(
@@ -283,7 +284,7 @@ def test_a_verdict_is_kept_for_what_it_is_of(world, monkeypatch):
     assert len(compared) == 4
 
 
-def test_a_scale_that_is_lost_is_noticed_and_transformers_takes_over(world, monkeypatch):
+def test_lost_loss_scale_chooses_transformers(world, monkeypatch):
     model = read_base(ModelSection(name=str(world / "model"), dtype="float32"))
     inject(model, rank=4, alpha=8, mixer={"kind": "dense"}, target_modules="all-linear")
     monkeypatch.setattr(Own, "loss", lambda *given: 0.9 * Transformers.loss(*given))
@@ -291,8 +292,8 @@ def test_a_scale_that_is_lost_is_noticed_and_transformers_takes_over(world, monk
     assert engine_of(model).name == "transformers"
 
 
-def test_a_verdict_on_a_method_of_peft_has_the_same_name_in_every_process(world):
-    """PEFT's configs have sets, which each process orders in its own way."""
+def test_cache_key_of_peft_is_the_same_in_every_process(world):
+    """PEFT's configs have sets, which each process orders differently."""
     peft = pytest.importorskip("peft")
     model = read_base(ModelSection(name=str(world / "model"), dtype="float32"))
     choose_engine(peft.get_peft_model(model, peft.LoraConfig(target_modules=["v_proj", "k_proj", "q_proj"])))

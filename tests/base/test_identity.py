@@ -34,18 +34,18 @@ def forget():
 
 @pytest.fixture
 def model(world, tmp_path):
-    """A copy of the world's base, to be changed."""
+    """Copy of the world's base, to be changed."""
     return Path(shutil.copytree(world / "model", tmp_path / "model"))
 
 
 def now(folder):
-    """Its fingerprint in a new process."""
+    """Fingerprint in a new process."""
     fingerprint.cache_clear()
     return fingerprint(str(folder))
 
 
 def change_weights(folder):
-    """All rows of every tensor but the first, as a fine-tune might leave the embedding of the first token."""
+    """Change all rows of every tensor but the first, as a fine-tune might leave the embedding of the first token."""
     tensors = load_file(folder / "model.safetensors")
     for tensor in tensors.values():
         tensor[1:] *= 1.5
@@ -57,7 +57,7 @@ def change_config(folder):
 
 
 def change_tokenizer(folder):
-    """Merges of words go, so that the same text has more tokens."""
+    """Remove merges, so that the same text has more tokens."""
     path = folder / "tokenizer.json"
     content = json.loads(path.read_text())
     content["model"]["merges"] = content["model"]["merges"][:-40]
@@ -65,7 +65,7 @@ def change_tokenizer(folder):
 
 
 @pytest.mark.parametrize("change", [change_weights, change_config])
-def test_other_weights_or_another_config_are_another_base(model, change):
+def test_changed_weights_or_config_change_the_fingerprint(model, change):
     before = now(model)
     change(model)
     assert now(model) != before
@@ -83,7 +83,7 @@ def test_a_nested_config_and_the_models_own_code_count(model):
     assert now(model) != before
 
 
-def test_what_changes_no_number_is_no_other_base(model, tmp_path):
+def test_fingerprint_ignores_what_changes_no_number(model, tmp_path):
     before = now(model)
     edit_json(model / "config.json", transformers_version="0", dtype="bfloat16", use_cache=False, _name_or_path="x")
     (model / "generation_config.json").write_text('{"repetition_penalty": 1.3}')  # which is not used here
@@ -91,8 +91,8 @@ def test_what_changes_no_number_is_no_other_base(model, tmp_path):
     assert now(moved) == before
 
 
-def test_a_large_file_is_hashed_by_its_size_its_header_and_a_sample(tmp_path, monkeypatch):
-    """The hash is written down here once more, from its definition."""
+def test_large_file_is_hashed_by_size_header_and_samples(tmp_path, monkeypatch):
+    """The expected hash is computed here from its definition."""
     monkeypatch.setattr(identity, "HASHED_WHOLE", 1000)
     monkeypatch.setattr(identity, "STRIDE", 400)
     monkeypatch.setattr(identity, "SAMPLE", 32)
@@ -111,7 +111,7 @@ def test_a_large_file_is_hashed_by_its_size_its_header_and_a_sample(tmp_path, mo
     assert weight_hash(file) != hashlib.sha256(b"".join(parts)).hexdigest()
 
 
-def test_a_hash_is_kept_until_the_file_is_written_to(model, tmp_path, monkeypatch):
+def test_hash_is_cached_until_the_file_changes(model, tmp_path, monkeypatch):
     monkeypatch.setenv("MOSLORA_HOME", str(tmp_path / "home"))
     hashed = []
 
@@ -135,7 +135,7 @@ def test_a_hash_is_kept_until_the_file_is_written_to(model, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("change", [change_weights, change_config, change_tokenizer])
-def test_a_run_resumes_only_on_the_same_base_and_tokenizer(recipe, model, tmp_path, change):
+def test_resume_refuses_another_base_or_tokenizer(recipe, model, tmp_path, change):
     out = tmp_path / "run"
     loaded = recipe(f"model.name={model}", "training.max_steps=8")
     train_recipe(loaded, out=out)
@@ -157,7 +157,7 @@ def test_a_run_resumes_only_on_the_same_base_and_tokenizer(recipe, model, tmp_pa
 
 @pytest.fixture
 def run(trained, model, tmp_path):
-    """A copy of the finished run, over the copy of the base."""
+    """Copy of the finished run, over the copy of the base."""
     copy = Path(shutil.copytree(trained, tmp_path / "run"))
     old = read_manifest(copy / "adapter")["base"]["name"]
     shutil.rmtree(copy / "checkpoints")
@@ -167,7 +167,7 @@ def run(trained, model, tmp_path):
     return copy
 
 
-def test_a_run_is_scored_asked_and_merged_with_its_own_tokenizer_only(run, model, tmp_path, monkeypatch, capsys):
+def test_eval_ask_and_merge_refuse_another_tokenizer(run, model, tmp_path, monkeypatch, capsys):
     uses = [
         lambda: evaluate_target(open_target(str(run)), limit=3),
         lambda: evaluate_target(open_target(str(run), base=True), limit=3),

@@ -27,7 +27,7 @@ def base(tmp_path):
 
 
 @pytest.mark.parametrize(("computed_here", "noted"), [(True, 1), (False, 0)])
-def test_a_slow_dtype_is_noted_of_the_device_that_computes(
+def test_slow_dtype_is_noted_for_the_computing_device(
     base,
     monkeypatch,
     capsys,
@@ -41,7 +41,7 @@ def test_a_slow_dtype_is_noted_of_the_device_that_computes(
     assert capsys.readouterr().out.count("slow here, as this processor has no bfloat16") == noted
 
 
-def test_a_command_shows_the_progress_of_its_first_base_alone(base, monkeypatch, capsys):
+def test_only_the_first_load_shows_progress(base, monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     enable_progress_bar()
     try:
@@ -55,7 +55,7 @@ def test_a_command_shows_the_progress_of_its_first_base_alone(base, monkeypatch,
         disable_progress_bar()
 
 
-def test_a_dtype_that_the_gpu_lacks_is_refused_before_the_base_is_read_by_the_host(base, monkeypatch):
+def test_missing_gpu_dtype_is_refused_before_reading(base, monkeypatch):
     monkeypatch.setattr(load, "own_device", lambda: torch.device("cuda", 0))
     monkeypatch.setattr(load, "multiplies_bfloat16", lambda device: device.type == "cpu")
     section = ModelSection(name=base, dtype="bfloat16")
@@ -64,7 +64,7 @@ def test_a_dtype_that_the_gpu_lacks_is_refused_before_the_base_is_read_by_the_ho
         load_base(section, computed_here=False)
 
 
-def test_a_model_whose_layers_have_another_name_is_not_sharded():
+def test_unknown_layer_names_are_not_sharded():
     model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=16, n_head=2, vocab_size=32))
     with pytest.raises(UsageError, match=r"fsdp: GPT2LMHeadModel .* use ddp"):
         shard_base(model, device=CPU)

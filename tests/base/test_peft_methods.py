@@ -78,7 +78,7 @@ def test_it_is_peft_under_plain_transformers(method):
 
 
 @pytest.mark.parametrize("method", PEFT)
-def test_over_a_base_in_bfloat16_all_that_learns_is_in_float32_and_moves(method):
+def test_adapters_of_a_bfloat16_base_learn_in_float32(method):
     """By an AdamW step of the usual size, which bfloat16 would round away."""
     recipe = recipe_of(method)
     base = tiny_llama(dtype=getattr(torch, recipe.model.dtype))
@@ -136,7 +136,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("case", OTHERS)
-def test_methods_that_no_other_test_has_are_merged_too(case):
+def test_remaining_methods_are_merged(case):
     targets, fields = OTHERS[case]
     settings = (f"adapter.target_modules={targets}", f"adapter.peft={{peft_type: {fields}}}")
     model, ids = with_adapters(tiny_llama(), load_recipe("smollm2-135m", settings)).eval(), torch.arange(3, 14)[None]
@@ -207,7 +207,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_does_not_fit_is_one_line_with_its_reason(case):
+def test_unfit_method_is_refused_with_its_reason(case):
     method, override, words = REFUSED[case]
     recipe = recipe_of(method, override)
     with pytest.raises(UsageError) as caught:
@@ -224,7 +224,7 @@ def test_every_type_of_peft_either_fits_or_has_a_reason():
     assert {kind.value for kind in peft.PeftType} <= {*tested, *others, *UNFIT, *prompts}
 
 
-def test_the_page_has_every_method_with_fields_that_its_class_takes():
+def test_page_lists_every_method_and_its_fields():
     """And the recipes have those of their rows."""
     page = (ROOT / "docs" / "peft.md").read_text("utf-8")
     rows = dict(re.findall(r"^\| ([^|]+) \| `(\{peft_type: [^`]+\})` \|", page, re.M))

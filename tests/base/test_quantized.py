@@ -53,7 +53,7 @@ INT8_ERROR = 0.01
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """``plain/`` and ``tied/``: widths that are multiples of NF4's 64, and embeddings with and without a head."""
+    """Folders ``plain`` and ``tied``: widths that are multiples of NF4's 64, and embeddings with and without a head."""
     root = tmp_path_factory.mktemp("models")
     for name in ("plain", "tied"):
         model = tiny_llama(vocab_size=len(tokenizer()), hidden_size=64, intermediate_size=128, tied=name == "tied")
@@ -64,7 +64,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(models, world, tmp_path_factory):
-    """A finished run for each kind: 84 rows, 9 steps. Read only."""
+    """Finished run for each kind: 84 rows, 9 steps. Read only."""
     root = tmp_path_factory.mktemp("runs")
     for kind in KINDS:
         short = ("training.epochs=null", "training.max_steps=9")
@@ -88,7 +88,7 @@ def runs(models, world, tmp_path_factory):
     ],
 )
 def test_dequantize_gives_the_weight_of_the_forward_pass(models, dtype, options):
-    """Against base(I) = Wᵀ, in both modes: an identity is exact in 8 bits too."""
+    """Authority: base(I) = Wᵀ, in both modes, as an identity is exact in 8 bits too."""
     model = load_base(ModelSection(name=str(models / "plain"), dtype=dtype, **options))
     original = weights_of(models / "plain")
     layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
@@ -153,8 +153,8 @@ def test_an_evaluation_in_between_takes_no_gradient_away(models, inference):
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_factor_and_mixer_has_the_gradient_of_the_same_layers_unquantised(models, kind, checkpointing):
-    """The released code drops the mixer over an 8-bit base. In training both kinds compute with W as dequantised."""
+def test_gradients_equal_those_of_unpacked_layers(models, kind, checkpointing):
+    """In training both kinds compute with the dequantised W. The released code drops the mixer over an 8-bit base."""
     options = {"rank": 4, "alpha": 8, "mixer": {"kind": "dense"}, "target_modules": PROJECTIONS}
     name = str(models / "plain")
     section = ModelSection(name=name, dtype="float32", gradient_checkpointing=checkpointing)
@@ -178,7 +178,7 @@ def test_every_factor_and_mixer_has_the_gradient_of_the_same_layers_unquantised(
 
 
 class Unpacked(TorchDispatchMode):
-    """For each NF4 weight that is unpacked, how many were alive before. A product in 4 bits unpacks its own."""
+    """Number of unpacked NF4 weights alive, at each unpacking. A product in 4 bits unpacks its own."""
 
     def __init__(self):
         super().__init__()
@@ -196,9 +196,7 @@ class Unpacked(TorchDispatchMode):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_checkpointing_unpacks_a_4_bit_weight_twice_and_keeps_those_of_one_layer(
-    models, dtype, checkpointing, monkeypatch
-):
+def test_checkpointing_unpacks_a_4_bit_weight_twice(models, dtype, checkpointing, monkeypatch):
     """In the forward pass, and as its layer is computed again; until its gradient is done, to the same bits as
     bitsandbytes' own layers. Without checkpointing none is kept, and q, k and v of the first layer need no gradient.
     """
@@ -236,7 +234,7 @@ def test_a_cut_run_resumes_to_the_same_bits(runs, tmp_path, kind):
 @pytest.mark.slow
 @pytest.mark.skipif(torch.__version__ < "2.13", reason="fully_shard takes no integers, which is told in one line")
 def test_two_processes_train_over_a_quantised_base(runs, tmp_path):
-    """Whole on both or sharded, with the same bits, and as on one process."""
+    """Whole on both processes or sharded, with the same bits, and as on one process."""
     changes = ["adapter.dropout=0", "training.max_steps=3"]
     command = ("-m", "moslora", "train", runs / "nf4.yaml", *changes)
     said = in_processes(*command, "--out", tmp_path / "two")
@@ -254,7 +252,7 @@ def test_two_processes_train_over_a_quantised_base(runs, tmp_path):
         assert (value - one[key]).abs().max() < 2e-3 * value.abs().max(), key
 
 
-def test_what_cannot_be_sharded_is_told(models, runs, monkeypatch):
+def test_what_cannot_be_sharded_is_refused(models, runs, monkeypatch):
     with pytest.raises(UsageError, match=r"--strategy fsdp: .*int8"):
         open_target(str(runs / "int8"), strategy="fsdp")
     model = load_base(ModelSection(name=str(models / "plain"), dtype="float32", quantization="nf4"))
@@ -267,7 +265,7 @@ def test_what_cannot_be_sharded_is_told(models, runs, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_evaluation_scores_the_quantised_model_and_its_base(runs, tmp_path, kind):
+def test_evaluation_scores_quantised_model_and_base(runs, tmp_path, kind):
     run = Path(shutil.copytree(runs / kind, tmp_path / kind))
     scores = []
     for options, suffix in (({}, "float32"), ({"base": True}, "float32-base"), ({"dtype": "bfloat16"}, "bfloat16")):
@@ -282,8 +280,8 @@ def test_evaluation_scores_the_quantised_model_and_its_base(runs, tmp_path, kind
 
 @pytest.mark.parametrize("onto", get_args(Onto))
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_merged_weight_is_the_chosen_one_plus_s_b_m_a(runs, models, tmp_path, kind, onto):
-    """Float64 from the files and from base(I); s = α/r = 2. Stock transformers loads the folder."""
+def test_merged_weight_is_w_plus_s_b_m_a(runs, models, tmp_path, kind, onto):
+    """Authority: float64 from the files and from base(I), with s = α/r = 2. Stock transformers loads the folder."""
     out = tmp_path / "merged"
     proof = merge(runs / kind / "adapter", out=out, onto=onto)
     trained = adapter(runs / kind)
@@ -313,17 +311,15 @@ def test_every_merged_weight_is_the_chosen_one_plus_s_b_m_a(runs, models, tmp_pa
 
 
 @pytest.mark.parametrize(("onto", "times"), [("original", 2), ("dequantized", 1)])
-def test_a_merge_loads_its_base_once_and_again_only_where_its_files_have_other_weights(
-    runs, models, tmp_path, monkeypatch, onto, times
-):
+def test_merge_loads_its_base_once_or_twice(runs, models, tmp_path, monkeypatch, onto, times):
     loaded = loads_of_models(monkeypatch)
     merge(runs / "nf4" / "adapter", out=tmp_path / "merged", onto=onto)
     base = str(models / "plain")
     assert loaded.count(base) == times and len(loaded) == times + 1
 
 
-def test_what_the_proof_says_of_two_models(runs, tmp_path):
-    """Both numbers again, from logits over all positions."""
+def test_proof_of_a_merge_onto_a_quantised_base(runs, tmp_path):
+    """Both numbers are computed again, from logits over all positions."""
     proof = merge(runs / "nf4" / "adapter", out=tmp_path / "merged")
     adapted = load_adapted(open_adapter(runs / "nf4" / "adapter"))
     base = load_base(open_adapter(runs / "nf4" / "adapter").recipe.model)
@@ -345,7 +341,7 @@ def test_what_the_proof_says_of_two_models(runs, tmp_path):
 
 
 @pytest.mark.parametrize("onto", get_args(Onto))
-def test_a_wrong_merge_is_refused_though_the_quantisation_is_not(runs, tmp_path, monkeypatch, onto):
+def test_wrong_merge_onto_a_quantised_base_is_refused(runs, tmp_path, monkeypatch, onto):
     monkeypatch.setattr(export, "fold", lambda layer: fold(layer)._replace(scale=layer.scale * 1.1))
     with pytest.raises(MosloraError, match=r"is off by 0\.1 of its ΔW"):
         merge(runs / "int8" / "adapter", out=tmp_path / "merged", onto=onto)
@@ -353,7 +349,7 @@ def test_a_wrong_merge_is_refused_though_the_quantisation_is_not(runs, tmp_path,
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_stock_peft_takes_the_export_over_a_quantised_base(runs, tmp_path, kind):
+def test_stock_peft_loads_the_export_over_a_quantised_base(runs, tmp_path, kind):
     export_peft(runs / kind / "adapter", out=tmp_path / "peft")
     folder = open_adapter(runs / kind / "adapter")
     ours = load_adapted(folder)
@@ -371,7 +367,7 @@ def test_stock_peft_takes_the_export_over_a_quantised_base(runs, tmp_path, kind)
 # What cannot be
 
 
-def test_without_bitsandbytes_one_line_says_how_to_get_it(runs, tmp_path, monkeypatch, capsys):
+def test_missing_bitsandbytes_names_the_package(runs, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     code, _, line = run(capsys, "train", runs / "nf4.yaml", "--out", tmp_path / "run")
     assert code == 2 and line.count("\n") == 1 and says(line, "model.quantization = nf4", "pip install bitsandbytes")
@@ -379,8 +375,8 @@ def test_without_bitsandbytes_one_line_says_how_to_get_it(runs, tmp_path, monkey
     assert run(capsys, "train", runs / "nf4.yaml", "--dry-run")[0] == 0, "which needs no weights, and so none of it"
 
 
-def test_a_layer_in_8_bits_keeps_no_input_and_has_the_same_gradient(models):
-    """Against bitsandbytes' own layer."""
+def test_8_bit_layer_keeps_no_input(models):
+    """Authority: bitsandbytes' own layer."""
     model = load_base(ModelSection(name=str(models / "plain"), dtype="bfloat16", quantization="int8"))
     ours = model.get_decoder().layers[0].mlp.down_proj.train()
     theirs = copy.deepcopy(ours)
@@ -412,7 +408,7 @@ def test_widths_that_the_cpu_unpacks_wrongly_are_refused(world):
     assert right != bool(torch.cpu.get_capabilities().get("avx512_f"))
 
 
-def test_a_checkpoint_that_is_quantised_already_is_refused(models, tmp_path):
+def test_quantised_checkpoint_is_refused(models, tmp_path):
     section = ModelSection(name=str(models / "plain"), dtype="float32", quantization="nf4")
     load_base(section).save_pretrained(tmp_path / "packed")
     for options in ({}, {"quantization": "nf4"}):

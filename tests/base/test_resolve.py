@@ -38,7 +38,7 @@ def sharded(tmp_path):
     return tmp_path / "sharded"
 
 
-def test_a_stray_file_is_no_part_of_a_model(world, sharded, tmp_path):
+def test_stray_weight_files_are_ignored(world, sharded, tmp_path):
     whole = Path(shutil.copytree(world / "model", tmp_path / "whole"))
     for folder in (whole, sharded):
         before, loaded = fingerprint(str(folder)), sorted(folder.glob("*.safetensors"))
@@ -49,13 +49,13 @@ def test_a_stray_file_is_no_part_of_a_model(world, sharded, tmp_path):
     assert len(loaded) > 1
 
 
-def test_of_one_file_and_an_index_that_counts_which_transformers_loads(sharded, world):
+def test_single_file_is_preferred_to_an_index(sharded, world):
     shutil.copy(world / "model" / "model.safetensors", sharded)
     assert weight_files(str(sharded)) == (sharded / "model.safetensors",)
 
 
 @pytest.mark.parametrize("kind", ["whole", "sharded"])
-def test_the_hub_is_asked_for_these_files_alone(world, sharded, tmp_path, monkeypatch, kind):
+def test_only_loaded_files_are_downloaded(world, sharded, tmp_path, monkeypatch, kind):
     hub = world / "model" if kind == "whole" else sharded
     there = {path.name for path in hub.iterdir()} | {"consolidated.safetensors", "model.fp32.safetensors"}
     cache = tmp_path / "cache"

@@ -53,7 +53,7 @@ NUMBERS = itertools.count()
 
 @pytest.fixture(scope="module", autouse=True)
 def modules(tmp_path_factory):
-    """One folder for what transformers copies the code into: Python finds it once, for the whole process."""
+    """Folder into which transformers copies the code: Python finds it once, for the whole process."""
     with pytest.MonkeyPatch.context() as patch:
         folder = str(tmp_path_factory.mktemp("modules"))
         patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", folder)
@@ -65,7 +65,7 @@ def modules(tmp_path_factory):
 
 @pytest.fixture
 def mark(world, tmp_path, monkeypatch, capsys):
-    """A run on a base with code of its own, in runs/own, and the file that shows whether the code has run since."""
+    """Run on a base with code of its own, in runs/own, and the file that shows whether the code has run since."""
     monkeypatch.chdir(tmp_path)
     mark = tmp_path / "the-code-ran"
     model = Path(shutil.copytree(world / "model", f"model-{next(NUMBERS)}"))
@@ -85,7 +85,7 @@ def mark(world, tmp_path, monkeypatch, capsys):
 
 
 def forget():
-    """The modules, which a process runs once."""
+    """Forget the modules, which a process runs once."""
     for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
         del sys.modules[name]
 
@@ -141,7 +141,7 @@ READ_AS_DATA = {
 
 
 def write_what_is_read(capsys):
-    """Files that ask for trust themselves, beside the run of ``mark``."""
+    """Write files that ask for trust themselves, beside the run of ``mark``."""
     model = json.loads(Path("runs/own/adapter/manifest.json").read_text())["base"]["name"]
     trusting = f"model: {{name: {model}, trust_remote_code: true}}\n"
     rows = [{"q": "why", "o": ["a", "b"], "answer": n % 2} for n in range(10)]
@@ -180,7 +180,7 @@ def test_what_is_read_as_data_runs_no_code(capsys, mark):
 
 
 def test_a_recipe_that_is_given_to_train_is_somebody(capsys, mark, world):
-    """Also what it extends."""
+    """A recipe given to train grants trust, and so does what it extends."""
     model = json.loads(Path("runs/own/adapter/manifest.json").read_text())["base"]["name"]
     Path("base.yaml").write_text(
         f"extends: {world / 'recipe.yaml'}\nmodel: {{name: {model}, trust_remote_code: true}}\n"

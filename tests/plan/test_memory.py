@@ -61,7 +61,7 @@ def micro_batch(work):
 
 
 def given_out(run):
-    """The bytes that torch's allocator gives out for ``run``: at the most, and at its end, its result included."""
+    """Bytes that torch's allocator gives out for ``run``: at the most, and at its end, its result included."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         result = run()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
@@ -74,7 +74,7 @@ def given_out(run):
 
 
 def allocated(model):
-    """The bytes that are given out for a real step: kept by its forward pass, and the most."""
+    """Bytes that are allocated for a real step: kept by its forward pass, and the most."""
     model.enable_input_require_grads()  # as in all layers but the first, the input has a gradient
     batch = micro_batch(WORK)
     objective = LabelLoss(model).train()
@@ -100,7 +100,7 @@ def allocated(model):
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_the_allocator_gives_out_what_was_measured_without_data(case):
+def test_allocated_bytes_equal_the_measured_bytes(case):
     case = {"dtype": "bfloat16", "target_modules": PROJECTIONS, "dropout": 0.1, "mixer": {"kind": "dense"}} | case
     dtype = DTYPES[case.pop("dtype")]
     checkpointing = case.pop("checkpointing", False)
@@ -138,7 +138,7 @@ def test_int8_layers_keep_nothing(tmp_path, checkpointing):
         ("model.gradient_checkpointing=true", 4096 * 2),
     ],
 )
-def test_a_layer_on_a_gpu_keeps_what_a_count_by_hand_says(change, by_hand):
+def test_layer_on_a_gpu_equals_a_count_by_hand(change, by_hand):
     """Bytes per token of LLaMA-3-8B, as in docs/plan.md; in float32 keys are repeated for each head. Beside them all
     factors in the base's dtype, and in float32 A and M."""
     recipe = load_recipe("llama3-8b", [change])
@@ -155,7 +155,7 @@ def test_a_layer_on_a_gpu_keeps_what_a_count_by_hand_says(change, by_hand):
 
 
 @pytest.mark.parametrize("rows", [4, 8])
-def test_the_loss_on_a_gpu_has_some_logits_twice_in_float32(rows):
+def test_loss_on_a_gpu_holds_logits_twice_in_float32(rows):
     """Those of 1,020 positions: all of four rows, or half of eight, as 2²⁷ / 128,256 is 1,046. Beside them are the last
     layer's output and what the loss takes of it, which go before the backward pass."""
     work = Work((256,) * rows, labelled=1)
@@ -166,7 +166,7 @@ def test_the_loss_on_a_gpu_has_some_logits_twice_in_float32(rows):
 
 @pytest.fixture
 def one_of_two():
-    """Rank 0 of two processes, in torch's group that sends nothing: what is gathered has only its size."""
+    """Rank 0 of two processes, in torch's fake group that sends nothing: gathered tensors have only their size."""
     dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
     yield
     dist.destroy_process_group()
@@ -174,7 +174,7 @@ def one_of_two():
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_sharded_pass_takes_what_fully_shard_gathers(one_of_two, checkpointing):
-    """Few tokens, so that it is mostly weights."""
+    """Few tokens, so that weights dominate."""
     model = tiny_llama(layers=4, hidden_size=256, intermediate_size=512)
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -197,7 +197,7 @@ def test_a_sharded_pass_takes_what_fully_shard_gathers(one_of_two, checkpointing
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("dora", [False, True])
-def test_the_unpacked_weights_of_the_layer_that_is_computed_again_are_planned(tmp_path, dora, dtype, monkeypatch):
+def test_unpacked_weights_of_a_recomputed_layer_count(tmp_path, dora, dtype, monkeypatch):
     """Beside the peak of all else, which may be elsewhere. DoRA with dropout keeps those of adapted layers twice, and
     all are planned twice: a quarter too much where a processor emulates bfloat16."""
     monkeypatch.setattr("moslora.base.quantized.PACKED_ROWS", 0)
@@ -226,7 +226,7 @@ def test_the_unpacked_weights_of_the_layer_that_is_computed_again_are_planned(tm
     ],
     ids=str,
 )
-def test_quantised_weights_take_the_bytes_that_bitsandbytes_stores(tmp_path_factory, one_of_two, options, shards):
+def test_quantised_weights_equal_bitsandbytes_bytes(tmp_path_factory, one_of_two, options, shards):
     folder = tmp_path_factory.mktemp("model")
     plain = tiny_llama(hidden_size=64, intermediate_size=192).requires_grad_(False)
     plain.save_pretrained(folder)
@@ -255,8 +255,8 @@ def test_quantised_weights_take_the_bytes_that_bitsandbytes_stores(tmp_path_fact
     assert needed(plain, section, shards=shards).weights == stored
 
 
-def test_a_base_that_is_quantised_before_it_is_sharded_has_to_fit_whole():
-    """Another one is shared out from the CPU."""
+def test_quantised_base_must_fit_before_sharding():
+    """A base that is not quantised is sharded from the CPU."""
     quantized = ModelSection(name="meta-llama/Meta-Llama-3-70B", quantization="nf4")
     plain = ModelSection(name="meta-llama/Meta-Llama-3-70B")
     model = meta_model(plain).requires_grad_(False)
@@ -268,7 +268,7 @@ def test_a_base_that_is_quantised_before_it_is_sharded_has_to_fit_whole():
         assert not alone.loading
 
 
-def test_adapters_gradients_and_optimizer_take_what_training_makes():
+def test_adapters_gradients_and_optimizer_equal_training():
     model = tiny_llama()
     inject(model, rank=4, alpha=8, mixer={"kind": "dense"}, target_modules=PROJECTIONS, dora=True)
     optimizer = build_optimizer(model, load_recipe("llama3-8b").training)
@@ -313,7 +313,7 @@ def test_the_largest_budget_is_the_last_that_fits(room):
     def need(work):
         return Memory(100, 0, 0, 0, 0, work.tokens * 5, work.tokens, 0, 0)
 
-    fitting = [tokens for tokens in range(60, 2_001) if need(step.of(tokens)).total <= room]
+    fitting = [tokens for tokens in range(60, 2_001) if need(step.limited_to(tokens)).total <= room]
     expected = None
     if fitting:
         expected = fitting[-1]

@@ -14,7 +14,7 @@ from message_kit import says
 from moslora.adapters import inject
 from moslora.base.shapes import meta_model
 from moslora.kernels import liger
-from moslora.plan.duration import GPUS, Cost, cost, in_words, on_gpus, on_this_cpu
+from moslora.plan.duration import GPUS, Cost, cost, format_duration, on_gpus, on_this_cpu
 from moslora.plan.outline import outline
 from moslora.plan.plan import disk_line, parse_bytes
 from moslora.recipe import ModelSection, load_recipe
@@ -44,7 +44,7 @@ def test_shapes_have_the_published_number_of_parameters(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_recipe_with_a_model_is_planned_without_the_hub(capsys, monkeypatch, tmp_path, name):
+def test_every_recipe_is_planned_offline(capsys, monkeypatch, tmp_path, name):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("MOSLORA_HOME", str(tmp_path))
     code, out, _ = run(capsys, "plan", name, "--gpu-memory", "80GB", "--processes", "8")
@@ -60,7 +60,7 @@ def test_every_recipe_with_a_model_is_planned_without_the_hub(capsys, monkeypatc
 
 
 def planned(capsys, *arguments):
-    """What the command prints, and the line that says whether it fits."""
+    """Output of the command, and its line that says whether the run fits."""
     code, out, _ = run(capsys, "plan", *arguments)
     said = next(line for line in out.splitlines() if re.match(r"fits|does not fit", line))
     assert code == (1 if said.startswith("does not fit") else 0)
@@ -68,7 +68,7 @@ def planned(capsys, *arguments):
 
 
 @pytest.mark.slow
-def test_a_model_that_does_not_fit_is_told_what_would(capsys):
+def test_plan_suggests_what_would_fit(capsys):
     def remark(memory, *changes):
         return planned(capsys, "llama3-8b", "--gpu-memory", memory, *changes)[1]
 
@@ -82,7 +82,7 @@ def test_a_model_that_does_not_fit_is_told_what_would(capsys):
 
 
 @pytest.mark.parametrize(("text", "size"), [("80GB", 80e9), ("79.6 GiB", 79.6 * 2**30), ("24", 24e9), ("16gb", 16e9)])
-def test_memory_is_read_in_either_unit(text, size):
+def test_memory_is_parsed_in_gb_and_gib(text, size):
     assert parse_bytes(text) == int(size)
 
 
@@ -97,8 +97,8 @@ def test_the_dry_run_of_train_is_the_plan(capsys, world, monkeypatch):
         assert code == 1 and "\ndoes not fit" in out and "moslora plan RECIPE --probe" in out
 
 
-def test_rows_that_are_at_hand_are_counted(recipe, trained):
-    """Against the rows of every step; ``trained`` has put them into the cache."""
+def test_available_rows_are_counted(recipe, trained):
+    """Authority: the rows of every step; ``trained`` has put them into the cache."""
     run = outline(recipe())
     assert run.data is not None
     lengths = [len(row.input_ids) for row in run.data.rows]
@@ -174,7 +174,8 @@ def test_a_base_in_4_bits_is_unpacked_twice_a_pass(dora, recomputed, of_adapted)
 @pytest.mark.parametrize("by_liger", [False, True])
 @pytest.mark.parametrize("dora", [False, True])
 def test_launches_of_the_host(monkeypatch, recomputed, by_liger, dora):
-    """As the pretend device counts them of a layer with five adapters and dropout, within a fifth: 56 is one layer."""
+    """Authority: the pretend device's count for a layer with five adapters and dropout, within a fifth; 56 is one
+    layer."""
     launches = {
         (False, True, False): 56,
         (True, True, False): 76,
@@ -193,8 +194,8 @@ def test_launches_of_the_host(monkeypatch, recomputed, by_liger, dora):
     assert found.launched == pytest.approx(3 * 4 * launches[recomputed, by_liger, dora] / 56, rel=0.2)
 
 
-def test_what_this_machine_would_not_train_in_a_day_is_said_first_with_the_command_for_gpus(capsys, monkeypatch):
-    """2·10¹⁸ operations on the CPU of a machine without GPUs; the command that it names plans for some."""
+def test_run_too_long_for_this_cpu_names_the_command_for_gpus(capsys, monkeypatch):
+    """The run takes 2·10¹⁸ operations on a machine without GPUs; the suggested command plans for GPUs."""
     monkeypatch.setattr("moslora.plan.plan.on_this_cpu", lambda total, *_: total.operations / 4e11)
     monkeypatch.setattr("shutil.disk_usage", lambda _: Mock(free=10**10))
     small = "training.global_batch_size=8"  # a row for each of eight, whose steps are measured sooner
@@ -212,7 +213,7 @@ def test_what_this_machine_would_not_train_in_a_day_is_said_first_with_the_comma
     assert code == ("\ndoes not fit" in out), "of this machine, as the processes are named"
 
 
-def test_the_time_on_a_gpu_is_that_of_products_and_unpacking():
+def test_time_on_a_gpu_by_hand():
     """10¹⁵ operations and 10¹² bytes on an H100, or 1,000 layers that its host launches: by hand."""
     h100 = GPUS["H100 SXM"]
     for work, dtype, seconds in (
@@ -224,7 +225,11 @@ def test_the_time_on_a_gpu_is_that_of_products_and_unpacking():
         assert work.seconds(h100, dtype=dtype) == pytest.approx(seconds)
     day = Cost(3600 * 24 * 0.45 * 989e12)
     assert "H100 SXM 10.4–12.0 h" in on_gpus(day, dtype="bfloat16", memory=int(80e9), devices=2)
-    assert [in_words(60, 299), in_words(5000, 7200), in_words(4e7)] == ["1–5 min", "1.4–2.0 h", "11,111 h"]
+    assert [format_duration(60, 299), format_duration(5000, 7200), format_duration(4e7)] == [
+        "1–5 min",
+        "1.4–2.0 h",
+        "11,111 h",
+    ]
 
 
 def test_eight_gpus_wait_for_their_hosts(capsys, monkeypatch):
@@ -234,7 +239,7 @@ def test_eight_gpus_wait_for_their_hosts(capsys, monkeypatch):
     _, out, _ = run(capsys, "plan", "llama3-8b", "--gpu-memory=80GB", "--processes=8")
     copied = math.ceil(31_932 / 200) * 340.2e6 / 2e9
     ends = [31_932 * 32 * of_layer + copied for of_layer in (1.4e-3, 3.2e-3)]
-    assert f"H100 SXM {in_words(*ends)};" in out
+    assert f"H100 SXM {format_duration(*ends)};" in out
     assert re.search(r"then 22,419 test questions by choice: .*H100 SXM 1 min$", out, re.M)
     assert says(out, "24.3 GB for 8 ranks", "note: each GPU has 264 tokens", "800", "one run per GPU")
     alone = run(capsys, "plan", "llama3-8b", "--gpu-memory=80GB")[1]
@@ -242,8 +247,8 @@ def test_eight_gpus_wait_for_their_hosts(capsys, monkeypatch):
     assert "then 22,419 test questions by choice: A100 80GB 4–5 min, H100 SXM 1–2 min" in alone
 
 
-def test_a_cpu_is_timed_in_the_products_of_the_models_shapes(monkeypatch):
-    """By a clock that goes on by a second a product: of 256 tokens, k's and down's; seven tenths of that speed."""
+def test_cpu_is_timed_with_the_models_shapes(monkeypatch):
+    """The clock advances by a second a product: 256 tokens, k's and down's weights, and seven tenths of that speed."""
     now = iter(range(10))
     monkeypatch.setattr("moslora.plan.duration.time.perf_counter", lambda: next(now))
     model = tiny_llama(hidden_size=64, intermediate_size=192, layers=1)
@@ -253,7 +258,7 @@ def test_a_cpu_is_timed_in_the_products_of_the_models_shapes(monkeypatch):
 
 
 def test_validations_are_in_the_time(recipe, trained):
-    """A token of their rows is half a token of training."""
+    """A token of validation rows takes half the time of a token of training."""
     run = outline(recipe())
     assert run.data is not None
     rows = sum(len(row.input_ids) for row in run.data.validation)
@@ -266,8 +271,8 @@ def test_validations_are_in_the_time(recipe, trained):
 
 
 @pytest.mark.parametrize(("changes", "files"), [((), 2), (("training.result=best",), 4)])
-def test_the_disk_is_what_the_files_take(recipe, trained, changes, files):
-    """Against those of a run, whose headers and small files are not counted."""
+def test_disk_line_equals_the_files_of_a_run(recipe, trained, changes, files):
+    """Authority: the files of a run, except headers and small files."""
     own = recipe(*changes)
     line = disk_line(outline(own).model, own.training)
     weights = (trained / "adapter" / "adapter.safetensors").stat().st_size
@@ -281,7 +286,7 @@ def test_the_disk_is_what_the_files_take(recipe, trained, changes, files):
 
 
 @pytest.mark.parametrize(("quantization", "named"), [("null", True), ("int8", False), ("nf4", False)])
-def test_no_other_strategy_is_named_that_is_not_needed_or_not_possible(capsys, quantization, named):
+def test_fsdp_is_suggested_only_where_it_helps(capsys, quantization, named):
     changes = (f"model.quantization={quantization}", "model.gradient_checkpointing=true")
     out, _ = planned(capsys, "llama3-70b-nf4", "--processes", "8", "--gpu-memory", "80GB", *changes)
     assert ("with training.strategy=fsdp it fits" in out) == named

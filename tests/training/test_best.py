@@ -50,7 +50,7 @@ from training_kit import (
     ],
 )
 def test_the_first_of_the_best_finite_values_is_the_best(by, values, step, since):
-    """And is read back to the bit."""
+    """The choice is also read back to the bit."""
     best = Best(by)
     for number, value in enumerate(values, start=1):
         best = best.updated(number, value)
@@ -64,8 +64,8 @@ def test_the_first_of_the_best_finite_values_is_the_best(by, values, step, since
 @pytest.mark.parametrize(
     ("step", "damaged"), [(1, False), (2, False), (BEST_STEP, False), (4, False), (6, False), (BEST_STEP, True)]
 )
-def test_a_run_that_was_cut_chooses_the_same(best, tmp_path, step, damaged):
-    """And trains a best again that is damaged."""
+def test_interrupted_run_chooses_the_same(best, tmp_path, step, damaged):
+    """A damaged best checkpoint is trained again."""
     run = cut_after(step, shutil.copytree(best, tmp_path / "run"))
     if damaged:
         (Run(run).checkpoint(step) / WEIGHTS).write_bytes(b"half")
@@ -76,7 +76,7 @@ def test_a_run_that_was_cut_chooses_the_same(best, tmp_path, step, damaged):
 
 
 def losses(run):
-    """The logged validation losses by step, of those that may be chosen: not before the first step."""
+    """Logged validation losses by step, of the steps that may be chosen."""
     found = {row["step"]: row["validation_loss"] for row in Run(run).metrics if "validation_loss" in row}
     del found[0]
     return found
@@ -95,7 +95,7 @@ def planted():
 
 @pytest.fixture(scope="module")
 def best(world, tmp_path_factory):
-    """A finished run with all its checkpoints. Copy it before changing it."""
+    """Finished run with all its checkpoints. Copy it before changing it."""
     out = tmp_path_factory.mktemp("best") / "run"
     train_recipe(load_recipe(world / "recipe.yaml", [*BEST, "training.keep_checkpoints=99"]), out=out)
     return out
@@ -103,13 +103,13 @@ def best(world, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def patient(world, tmp_path_factory):
-    """A run that patience has ended, with all its checkpoints."""
+    """Run that patience has ended, with all its checkpoints."""
     out = tmp_path_factory.mktemp("patient") / "run"
     train_recipe(load_recipe(world / "recipe.yaml", [*PATIENT, "training.keep_checkpoints=99"]), out=out)
     return out
 
 
-def test_the_result_is_the_checkpoint_of_the_lowest_validation_loss(best):
+def test_result_is_the_checkpoint_of_the_lowest_loss(best):
     found = losses(best)
     step = lowest(found)
     assert list(found) == [1, 2, 3, 4, 5, 6] and step == BEST_STEP
@@ -123,7 +123,7 @@ def test_the_result_is_the_checkpoint_of_the_lowest_validation_loss(best):
 
 
 def test_the_choice_changes_no_step(best, recipe, tmp_path):
-    """A run whose last step is its result has the same weights and moments at each checkpoint, and the same losses."""
+    """A run with its last step as result has the same weights, moments and losses at each checkpoint."""
     train_recipe(recipe(*RISES, "training.keep_checkpoints=99"), out=tmp_path / "last")
     shared = 0
     for checkpoint in Run(tmp_path / "last").checkpoints:
@@ -137,7 +137,7 @@ def test_the_choice_changes_no_step(best, recipe, tmp_path):
 
 @pytest.mark.parametrize("keep", [1, 2])
 def test_beside_each_checkpoint_its_best_stays(best, recipe, tmp_path, monkeypatch, keep):
-    """As the run goes on from any of them where later ones are damaged."""
+    """The run resumes from any checkpoint whose successors are damaged, and needs that checkpoint's best step."""
     there = []
 
     def listening(run, *given, **options):
@@ -160,7 +160,7 @@ def test_beside_each_checkpoint_its_best_stays(best, recipe, tmp_path, monkeypat
 
 
 def test_a_checkpoint_whose_best_is_lost_is_passed_over(best, tmp_path, capsys):
-    """Or else the run would end without a result, or with another one."""
+    """Otherwise the run would end without a result, or with another result."""
     run = cut_after(6, shutil.copytree(best, tmp_path / "run"))
     (Run(run).checkpoint(BEST_STEP) / WEIGHTS).write_bytes(b"half")
     recipe = Run(run).recipe_to_resume()
@@ -188,7 +188,7 @@ def test_patience_ends_a_run_which_is_then_finished(patient, tmp_path):
         assert Run(run).facts["trained_steps"] == ended
 
 
-def test_with_the_last_as_result_patience_alone_ends_the_run(patient, recipe, tmp_path):
+def test_patience_ends_a_run_with_the_last_result(patient, recipe, tmp_path):
     train_recipe(recipe(*PATIENT, "training.result=last"), out=tmp_path / "run")
     ended = Run(patient).facts["trained_steps"]
     result = open_adapter(tmp_path / "run" / "adapter")
@@ -198,7 +198,7 @@ def test_with_the_last_as_result_patience_alone_ends_the_run(patient, recipe, tm
     assert steps_logged(tmp_path / "run") == steps_logged(patient)
 
 
-def test_every_place_says_which_step_and_why(patient, tmp_path):
+def test_manifest_card_and_line_agree_on_the_best_step(patient, tmp_path):
     run = shutil.copytree(patient, tmp_path / "run")
     found = losses(run)
     (row,) = table_of_runs(run)[1:]
@@ -209,7 +209,7 @@ def test_every_place_says_which_step_and_why(patient, tmp_path):
     assert Run(run).validation_loss == found[BEST_STEP]
 
 
-def test_a_run_that_was_killed_before_its_card_was_closed_is_completed(patient, tmp_path):
+def test_resume_completes_an_open_card(patient, tmp_path):
     run = Run(shutil.copytree(patient, tmp_path / "run"))
     closed = run.facts
     outcome = {key: closed[key] for key in ("best", "trained_steps", "seconds", "peak_memory_gb")}
@@ -226,8 +226,8 @@ def budget(world):
 
 
 @pytest.mark.parametrize("patience", ["null", "1"])
-def test_with_a_rank_budget_only_steps_at_its_target_are_candidates(budget, tmp_path, monkeypatch, patience):
-    """Also where all losses before are lower: here they rise with the step."""
+def test_rank_budget_limits_the_candidates(budget, tmp_path, monkeypatch, patience):
+    """Earlier losses are lower, as they rise with the step, but do not count."""
     plant(monkeypatch, float)
     out = tmp_path / "run"
     train_recipe(budget("training.result=best", f"training.patience={patience}"), out=out)
@@ -246,7 +246,7 @@ def test_without_a_finite_loss_there_is_no_best(recipe, tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_processes_choose_together(world, tmp_path, strategy):
-    """A run of two, and the same after it was cut."""
+    """Two processes choose alike, also after an interruption."""
     whole = tmp_path / "whole"
     changes = (*PATIENT, f"training.strategy={strategy}", "training.keep_checkpoints=99")
     in_processes("-m", "planted_kit", "train", world / "recipe.yaml", "--out", whole, *changes)
@@ -262,8 +262,8 @@ def test_processes_choose_together(world, tmp_path, strategy):
 @pytest.mark.parametrize(
     ("best", "start", "worse", "better"), [(Best("accuracy"), 0.4, 0.2, 0.6), (Best("loss"), 4.0, 5.0, 3.0)]
 )
-def test_a_best_step_that_is_worse_than_the_start_is_said_to_be(best, start, worse, better):
-    """It is the result nevertheless, as the start is none."""
+def test_best_step_worse_than_the_start_is_remarked(best, start, worse, better):
+    """The best step is the result even if it is worse than the start, which cannot be the result."""
     selection = Selection(TrainingSection(result="best"), best=best)
     assert selection.consider(2, worse)
     assert says(selection.remark(2, start=start), "the start", in_words(start, best.by))

@@ -18,12 +18,12 @@ DIAGONAL = {"kind": "diagonal", "orthogonality": 0.2}
 
 @pytest.fixture(autouse=True)
 def two_betas(monkeypatch):
-    """That differ, so that an exchange is noticed."""
+    """Set two different β, so that an exchange shows."""
     monkeypatch.setattr(budgets, "BETAS", BETAS)
 
 
 def adapted(*, targets=PROJECTIONS, rank=RANK, move=False):
-    """The tiny LLaMA in float64 with diagonal mixers; ``move`` takes A, B and e off their start."""
+    """Tiny LLaMA in float64 with diagonal mixers; ``move`` takes A, B and e off their start."""
     model = tiny_llama(dtype=torch.float64)
     inject(model, rank=rank, alpha=ALPHA, mixer=DIAGONAL, target_modules=targets)
     model.double()
@@ -33,7 +33,7 @@ def adapted(*, targets=PROJECTIONS, rank=RANK, move=False):
 
 
 def next_token_loss(logits, ids):
-    """In the dtype of the logits; transformers' own goes through float32."""
+    """Loss in the dtype of the logits; transformers' own goes through float32."""
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
 
 
@@ -74,7 +74,7 @@ def test_the_budget_is_that_of_peft(warmup, final, total):
 # The choice
 
 
-def test_training_is_stock_peft_adalora_to_the_last_entry():
+def test_training_equals_stock_peft_adalora():
     """25 AdamW steps with penalty and pruning in float64: A, B and e to 1e-9 and the same survivors after every one.
 
     PEFT's scale α/(r + 1e-5) is taken over here. Seeds and sizes leave no two scores equal: at a tie PEFT masks all.
@@ -133,7 +133,7 @@ def test_training_is_stock_peft_adalora_to_the_last_entry():
 @pytest.mark.parametrize("target", [1, 2, RANK])
 @pytest.mark.parametrize("tied", [False, True])
 def test_exactly_the_budget_survives_every_choice(target, tied):
-    """Also with all scores equal, and with a target that equals the start; the survivors are the most important."""
+    """The most important entries survive, also with all scores equal, and with a target that equals the start."""
     model = adapted(targets=["q_proj", "v_proj"], move=True)
     budget = budget_of(model, target_rank=target, total=12, warmup=2, final=3)
     for step in range(1, 13):

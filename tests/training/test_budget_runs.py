@@ -49,7 +49,7 @@ def test_a_run_is_not_resumed_without_its_scores(with_budget, recipe, tmp_path):
         train_recipe(recipe(*BUDGET), out=run, resuming=True)
 
 
-def test_a_run_too_short_for_the_phases_is_refused_before_it_has_a_folder(recipe, tmp_path):
+def test_too_short_run_is_refused_before_its_folder(recipe, tmp_path):
     short = (*BUDGET, "training.max_steps=1", "training.warmup_steps=0")
     with pytest.raises(UsageError, match=in_order("training.rank_budget", "0 steps", "1 steps")):
         train_recipe(recipe(*short), out=tmp_path / "run")
@@ -57,7 +57,7 @@ def test_a_run_too_short_for_the_phases_is_refused_before_it_has_a_folder(recipe
 
 
 def poison(monkeypatch, steps, seen):
-    """Makes the gradients of these steps infinite or not a number, and notes the scores after every update."""
+    """Make the gradients of these steps infinite or NaN, and record the scores after every update."""
     accumulate, update = loop.accumulate, RankBudget.prune
     calls = {"step": 0}
 
@@ -79,8 +79,8 @@ def poison(monkeypatch, steps, seen):
     monkeypatch.setattr(RankBudget, "prune", watched)
 
 
-def test_steps_that_the_float16_scaler_skips_leave_the_scores_and_not_the_choice(recipe, tmp_path, monkeypatch):
-    """Skipped: one in the descent, and the whole final phase with the step of the choice."""
+def test_skipped_steps_keep_the_scores(recipe, tmp_path, monkeypatch):
+    """Skipped are a step of the descent, and the whole final phase with the step of the choice."""
     seen = []
     poison(monkeypatch, {6, 8, 9, 10}, seen)
     train_recipe(recipe(*BUDGET, "model.dtype=float16"), out=tmp_path / "run")

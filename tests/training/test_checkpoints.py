@@ -35,8 +35,8 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_checkpoint_is_of_its_step_although_it_is_saved_after_the_next(recipe, tmp_path, monkeypatch, kind):
-    """Weights, moments, averages, scaler, and what validations chose."""
+def test_checkpoint_saved_later_has_its_own_step(recipe, tmp_path, monkeypatch, kind):
+    """Compared are weights, moments, averages, scaler, and the choice of the validations."""
     chosen = recipe(*SHORT, *KINDS[kind])
     train_recipe(chosen, out=tmp_path / "plain")
     is_done = defaultdict[int, Event](Event)
@@ -67,13 +67,13 @@ def stop(patch):
 
 
 def diverge(patch):
-    """At the third step, while the second's checkpoint is being saved."""
+    """Diverge at the third step, while the second step's checkpoint is being saved."""
     norms = iter((1.0, 1.0, torch.nan))
     patch.setattr(loop, "update", lambda *given, **options: torch.tensor(next(norms)))
 
 
 def nothing(patch):
-    """The run ends with a result."""
+    """Let the run end with a result."""
 
 
 ENDS: dict[str, Any] = {
@@ -84,7 +84,7 @@ ENDS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("end", ENDS)
-def test_the_result_a_stop_and_the_lock_wait_for_the_last_checkpoint(recipe, tmp_path, monkeypatch, end):
+def test_run_waits_for_its_last_checkpoint(recipe, tmp_path, monkeypatch, end):
     change, raises, expected = ENDS[end]
     order = []
     locked = session.locked
@@ -117,9 +117,7 @@ def test_the_result_a_stop_and_the_lock_wait_for_the_last_checkpoint(recipe, tmp
 
 
 @pytest.mark.parametrize(("step", "kept"), [(2, []), (4, [2]), (6, [2, 4])])
-def test_what_goes_wrong_while_it_is_saved_ends_the_run_at_the_next_or_before_the_result(
-    recipe, tmp_path, monkeypatch, step, kept
-):
+def test_failed_save_ends_the_run(recipe, tmp_path, monkeypatch, step, kept):
     wrong = step
 
     def full(*given, step, **options):

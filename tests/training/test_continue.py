@@ -48,13 +48,13 @@ SHORT = ("training.epochs=null", "training.max_steps=4", "training.checkpoint_ev
 
 
 def started(recipe):
-    """The model with which a training of ``recipe`` starts."""
+    """Model with which a training of ``recipe`` starts."""
     parts, _ = prepare(Accelerator(cpu=True), recipe, read_continued(recipe))
     return parts.model
 
 
 def peft_lora(world, folder, **config):
-    """A LoRA of PEFT off its start, also saved in ``folder``."""
+    """PEFT's LoRA, moved off its start and saved in ``folder``."""
     base = AutoModelForCausalLM.from_pretrained(world / "model", dtype=torch.float32)
     settings = {"r": 4, "lora_alpha": 8, "target_modules": TARGETS} | config
     model = peft.get_peft_model(base, peft.LoraConfig(task_type="CAUSAL_LM", **settings))
@@ -64,8 +64,8 @@ def peft_lora(world, folder, **config):
 
 
 @pytest.mark.parametrize("method", [*METHODS, *(pytest.param(name, marks=pytest.mark.slow) for name in PEFT_METHODS)])
-def test_it_starts_where_the_other_one_was(finished, method, world, tmp_path):
-    """Whatever is drawn: its seed is another. A folded or a frozen M, PiSSA's residual and DoRA's magnitudes, too."""
+def test_continued_run_starts_at_the_predecessors_weights(finished, method, world, tmp_path):
+    """The seed differs, but folded and frozen M, PiSSA's residual and DoRA's magnitudes are the predecessor's."""
     done = finished(method)
     recipe = recipe_of(method, world, tmp_path, f"adapter.continue_from={done.out}", "seed=8")
     assert torch.equal(logits_of(started(recipe)), done.logits)
@@ -75,7 +75,7 @@ def test_it_starts_where_the_other_one_was(finished, method, world, tmp_path):
 
 @pytest.mark.parametrize("method", ["peft/miss", "peft/vera", "peft/vblora", "peft/randlora", "peft/dora"])
 def test_a_method_of_peft_goes_on_from_pefts_folder(method, world, tmp_path):
-    """As PEFT saved it, with every default written out, and with its weights in bfloat16."""
+    """The folder is as PEFT saves it: every default written out, and weights in bfloat16."""
     recipe = recipe_of(method, world, tmp_path)
     theirs = started(recipe)
     learning = [weight for weight in theirs.parameters() if weight.requires_grad]
@@ -94,7 +94,7 @@ def test_a_method_of_peft_goes_on_from_pefts_folder(method, world, tmp_path):
 
 
 def test_an_export_goes_on_as_a_plain_lora(trained, world, tmp_path):
-    """M is folded into A, and learns no more. Its run is named, and not only its folder."""
+    """M is folded into A and no longer trained. The run is named, not only its folder."""
     export_peft(trained / "adapter", out=tmp_path / "peft")
     recipe = load_recipe(world / "recipe.yaml", [*LORA, *SHORT, f"adapter.continue_from={tmp_path / 'peft'}"])
     expected = logits_of(load_adapted(open_adapter(trained / "adapter")))
@@ -104,7 +104,7 @@ def test_an_export_goes_on_as_a_plain_lora(trained, world, tmp_path):
     assert predecessor is not None and (predecessor.run, predecessor.step) == ("small", 21)
 
 
-def test_an_adapter_of_the_moslora_repository_goes_on_with_its_mixer(world, tmp_path):
+def test_adapter_of_the_moslora_repository_continues(world, tmp_path):
     model, state = official_model(world)
     source = write_source(tmp_path / "source", OFFICIAL | {"base_model_name_or_path": str(world / "model")}, state)
     changes = ["adapter.rank=4", "adapter.alpha=6", f"adapter.continue_from={source}"]
@@ -138,7 +138,7 @@ DIFFERENCES = {
 
 
 @pytest.mark.parametrize("name", DIFFERENCES)
-def test_what_does_not_fit_is_named_at_once(trained, world, tmp_path, name, capsys):
+def test_unfit_predecessor_is_refused_at_once(trained, world, tmp_path, name, capsys):
     changes, expected = DIFFERENCES[name]
     words = [f"adapter.continue_from={trained}", *SHORT, "--out", tmp_path / "run"]
     code, _, said = cli(capsys, "train", world / "recipe.yaml", *changes, *words)
@@ -149,8 +149,8 @@ def test_what_does_not_fit_is_named_at_once(trained, world, tmp_path, name, caps
 
 
 @pytest.mark.parametrize(("trains", "expected"), [("b", "lora_b"), ("mixer", "weight")])
-def test_a_dropout_and_what_learns_may_be_others(trained, world, tmp_path, trains, expected):
-    """Also M alone, which could not start so, as B would be zero."""
+def test_dropout_and_trained_factors_may_change(trained, world, tmp_path, trains, expected):
+    """M alone may be trained, which is impossible at a start with B zero."""
     changes = [*SHORT, "adapter.dropout=0", f"adapter.trains={trains}", f"adapter.continue_from={trained}"]
     recipe = load_recipe(world / "recipe.yaml", changes)
     before = adapter(trained)
@@ -162,7 +162,8 @@ def test_a_dropout_and_what_learns_may_be_others(trained, world, tmp_path, train
 
 
 def test_what_does_not_fit_a_method_of_peft_is_named(finished, world, tmp_path):
-    """A field by itself, also one at PEFT's default; another method as one difference; and a LoRA that ours is not."""
+    """Cases: one field, also a field at PEFT's default; another method, as one difference; and our LoRA instead of
+    PEFT's."""
     peft_lora(world, tmp_path / "theirs", use_dora=True)
     ours, theirs = (f"adapter.continue_from={it}" for it in (finished("peft/lora").out, tmp_path / "theirs"))
     for recipe, *named in (
@@ -180,7 +181,7 @@ def test_what_does_not_fit_a_method_of_peft_is_named(finished, world, tmp_path):
 
 @pytest.mark.parametrize("start", ["pissa", "pissa_niter_4"])
 def test_a_base_that_was_split_is_split_in_the_same_way(world, tmp_path, start):
-    """At random, it depends on the seed, which PEFT's folder does not have."""
+    """A random split depends on the seed, which PEFT's folder does not store."""
     field = f"adapter.peft.init_lora_weights={start}"
     train_recipe(recipe_of("peft/lora", world, tmp_path, field), out=tmp_path / "first")
     source = f"adapter.continue_from={tmp_path / 'first'}"
@@ -198,7 +199,8 @@ def test_a_base_that_was_split_is_split_in_the_same_way(world, tmp_path, start):
 
 
 def test_another_base_is_refused(trained, world, tmp_path):
-    """By its weights and config, not by its name; of PEFT's folders only an export has a fingerprint."""
+    """A base is recognised by its weights and config, not by its name; of PEFT's folders only an export has a
+    fingerprint."""
     other = shutil.copytree(world / "model", tmp_path / "other")
     changes = [f"model.name={other}", f"adapter.continue_from={trained}"]
     started(load_recipe(world / "recipe.yaml", changes))
@@ -219,7 +221,7 @@ GATE = ("adapter.mixer.kind=task-gate", "adapter.mixer.experts=2")
 
 
 def test_a_gate_goes_on_for_the_tasks_that_it_knows(world, tmp_path):
-    """And for those that its predecessor had rows of, though the continued run has none yet."""
+    """Tasks count of which the predecessor had rows, even before the continued run has any."""
     train_recipe(load_recipe(world / "recipe.yaml", [*GATE, *SHORT]), out=tmp_path / "first")
     source = f"adapter.continue_from={tmp_path / 'first'}"
     for tasks in ("[boolq, obqa]", "[obqa, arc_easy, boolq]"):
@@ -233,7 +235,7 @@ def test_a_gate_goes_on_for_the_tasks_that_it_knows(world, tmp_path):
 
 
 def test_predecessors_of_earlier_versions_are_read():
-    """Their ``steps`` were the adapter's step."""
+    """Earlier versions recorded the adapter's step as ``steps``."""
     first = {"sha256": "f1", "name": "first", "steps": None, "gate_tasks": [], "continued_from": None}
     second = {"sha256": "5e", "name": "second", "steps": 21, "gate_tasks": ["obqa"], "continued_from": first}
     expected = Origin("second", "5e", step=21, gate_tasks=("obqa",), continued_from=Origin("first", "f1"))
@@ -242,7 +244,7 @@ def test_predecessors_of_earlier_versions_are_read():
 
 
 def test_a_run_says_what_it_continues(trained, world, tmp_path, capsys):
-    """At its start, in its plan, its manifests, its card and in what is exported; also of a chain of runs."""
+    """The predecessor is named at the start, in the plan, manifests, card and exports, also along a chain of runs."""
     first = shutil.copytree(trained, tmp_path / "first")
     changes = [*SHORT, "name=second", f"adapter.continue_from={first}"]
     recipe = load_recipe(world / "recipe.yaml", changes)
@@ -272,7 +274,7 @@ RESUMED = [
 
 
 @pytest.mark.parametrize(("method", "lost"), RESUMED)
-def test_it_resumes_to_the_same_bits_without_its_predecessor(finished, method, world, tmp_path, lost):
+def test_continued_run_resumes_without_its_predecessor(finished, method, world, tmp_path, lost):
     first = shutil.copytree(finished(method).out, tmp_path / "first")
     recipe = recipe_of(
         method, world, tmp_path, f"adapter.continue_from={first}", "seed=8", "training.keep_checkpoints=9"
@@ -288,12 +290,12 @@ def test_it_resumes_to_the_same_bits_without_its_predecessor(finished, method, w
 
 
 def changed(run):
-    """Gives a finished run other weights, and the hashes that fit them."""
+    """Give a finished run other weights, and the hashes that fit them."""
     edit_tensors(run / "adapter/adapter.safetensors", lambda tensors: perturb([*tensors.values()], size=0.1))
     sign(run / "adapter")
 
 
-def test_before_its_first_checkpoint_it_begins_again_with_the_same_weights_alone(trained, world, tmp_path):
+def test_restart_requires_the_same_predecessor(trained, world, tmp_path):
     first = shutil.copytree(trained, tmp_path / "first")
     train_recipe(load_recipe(world / "recipe.yaml", [*SHORT, f"adapter.continue_from={first}"]), out=tmp_path / "run")
     run = cut_after(0, tmp_path / "run")
@@ -309,7 +311,7 @@ def test_before_its_first_checkpoint_it_begins_again_with_the_same_weights_alone
 
 
 def test_a_path_is_absolute_in_the_run(trained, world, tmp_path, monkeypatch):
-    """And the same path in the recipe still is that one when what was there is gone."""
+    """The recipe keeps that path after the folder at it is gone."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(trained, "first")
     recipe = load_recipe(world / "recipe.yaml", [*SHORT, "adapter.continue_from=first"])
@@ -343,7 +345,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_wrong_place_is_one_line(trained, world, tmp_path, name, capsys):
+def test_wrong_predecessor_path_is_one_line(trained, world, tmp_path, name, capsys):
     first = shutil.copytree(trained, tmp_path / "first")
     shutil.copytree(world / "model", tmp_path / "model")
     (tmp_path / "loha").mkdir()
@@ -367,7 +369,7 @@ def test_it_is_reproduced_from_the_same_weights_alone(trained, world, tmp_path):
         reproduce(Run(tmp_path / "run"), out=tmp_path / "other")
 
 
-def test_an_experiment_makes_a_run_again_whose_predecessor_changed(trained, recipe):
+def test_experiment_repeats_a_run_with_a_changed_predecessor(trained, recipe):
     planned = PlannedRun("arm", recipe(f"adapter.continue_from={trained}"), scored=False)
     digest = read_manifest(trained / "adapter")["sha256"]["adapter.safetensors"]
     assert provenance(planned)["start"] == digest

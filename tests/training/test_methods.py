@@ -39,7 +39,7 @@ PENALTY = ("methods/adalora", "methods/lora-moe-topk")
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_it_trains_every_weight_that_it_has(finished, method):
+def test_method_trains_all_its_weights(finished, method):
     """The loss starts at the base's (but for dropout) and falls; against the start, drawn anew, exactly the weights
     that are to be fixed have not moved. A penalty and a budget are logged where it has them."""
     done = finished(method)
@@ -59,7 +59,7 @@ def test_it_trains_every_weight_that_it_has(finished, method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_it_reloads_to_the_same_logits(finished, method):
+def test_method_reloads_to_the_same_logits(finished, method):
     done = finished(method)
     model = load_adapted(open_adapter(done.out / "adapter"))
     base = load_base(done.recipe.model)
@@ -68,8 +68,8 @@ def test_it_reloads_to_the_same_logits(finished, method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_it_is_scored_as_the_whole_model_says(finished, method):
-    """Protocol rank over three tasks, against Σ log p of every label's tokens, one sequence at a time."""
+def test_scores_equal_those_of_the_whole_model(finished, method):
+    """Authority for protocol choice over three tasks: Σ log p of every label's tokens, one sequence at a time."""
     target = open_target(str(finished(method).out))
     _, out = evaluate_target(target, limit=2)
     model = load_adapted(open_adapter(finished(method).out / "adapter"))
@@ -96,7 +96,7 @@ def test_it_is_scored_as_the_whole_model_says(finished, method):
 @pytest.mark.parametrize(
     ("tasks", "rows"), [(("boolq",), [0]), (("obqa", "piqa"), [7]), (("piqa", "obqa"), [1]), (("instruction",), [8])]
 )
-def test_the_gradient_reaches_the_embeddings_of_the_rows_tasks(tasks, rows):
+def test_gradient_reaches_embeddings_of_the_rows_tasks(tasks, rows):
     """Through the batch as training collates it, only the first row labelled; a row of no set takes the last one."""
     model = make_model()
     inject(

@@ -28,7 +28,7 @@ def way(request, monkeypatch):
 @pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("share", [False, True])
 @pytest.mark.parametrize("piece", [(1, 60), (7, 100), (99, 320), (99, 7)])
-def test_the_output_layer_at_labels_only_gives_the_loss_and_gradient_of_all_logits(monkeypatch, piece, share):
+def test_loss_at_labels_equals_the_loss_of_all_logits(monkeypatch, piece, share):
     """Float64, against the whole model's logits, row by row, whatever the pieces in which they are taken, and with what
     all rows begin with computed once or in each."""
     monkeypatch.setattr(vocabulary, "PIECE_ON_CPU", piece)
@@ -87,7 +87,7 @@ def test_a_label_that_is_nearly_certain_has_its_gradient(monkeypatch, piece, dty
 
 
 @pytest.mark.parametrize("mixer", [{"kind": "dense"}, {"kind": "token-gate", "top_k": 2, "balance": 0.1}])
-def test_tokens_that_fill_a_sequence_up_count_nowhere(monkeypatch, mixer):
+def test_padding_tokens_do_not_count(monkeypatch, mixer):
     """Float64: loss, penalty and gradients are those of the sequence as it is."""
     model = tiny_llama(dtype=torch.float64)
     inject(model, **OPTIONS, mixer=mixer)
@@ -107,7 +107,7 @@ def test_tokens_that_fill_a_sequence_up_count_nowhere(monkeypatch, mixer):
     torch.testing.assert_close(filled, plain, rtol=1e-9, atol=1e-12)
 
 
-def test_a_batch_without_labels_gives_zero_with_a_gradient_for_every_parameter():
+def test_batch_without_labels_has_zero_gradients():
     model = tiny_llama()
     inject(model, **OPTIONS, mixer={"kind": "dense"})
     ids = token_batch(model)
@@ -145,7 +145,7 @@ RATE_AND_DECAY = {"lora_a": (1e-3, 0.1), "lora_b": (8e-3, 0.1), "magnitude.weigh
 
 
 @pytest.mark.parametrize(("mixer", "dora"), mixers_with_and_without_dora())
-def test_one_step_moves_every_part_at_its_own_rate_and_decay(mixer, dora):
+def test_each_parameter_group_has_its_rate_and_decay(mixer, dora):
     """Adam's first step is the rate itself, whatever the gradient; the decay is rate · λ · weight. For every mixer.
 
     A at 1e-3, B at 8 times that (LoRA+), M at 5e-3 without decay, the magnitudes at A's rate without decay, all halved
@@ -174,7 +174,7 @@ def test_one_step_moves_every_part_at_its_own_rate_and_decay(mixer, dora):
 
 
 @pytest.mark.parametrize("wrong", [torch.inf, torch.nan])
-def test_an_update_whose_gradient_is_not_finite_changes_nothing(wrong):
+def test_update_that_is_not_finite_changes_nothing(wrong):
     """Neither weights nor moments nor AdamW's count; an update before and after is torch's own, clipped, to the bit."""
     model = tiny_llama()
     inject(model, **OPTIONS, mixer={"kind": "dense"})

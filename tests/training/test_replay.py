@@ -19,26 +19,27 @@ from training_kit import cut_after, same_files
 
 @pytest.fixture
 def texts(tmp_path):
-    """A file of ten texts."""
+    """File of ten texts."""
     questions = [example.question for example in make_examples("piqa", 10)]
     return write_jsonl(tmp_path / "notes.jsonl", [{"text": f"{text} {n}"} for n, text in enumerate(questions)])
 
 
 @pytest.fixture
 def replaying(recipe, texts):
-    """The world's recipe with replayed texts, a share of the label tokens."""
+    """The world's recipe with replayed texts, as a share of the label tokens."""
     task = f"tasks={{notes: {{texts: {texts}}}}}"
     return lambda share, *others: recipe(task, f"data.replay={{texts: notes, share: {share}}}", *others)
 
 
 def split(rows):
-    """Rows of tasks, and texts."""
+    """Split rows into rows of tasks and texts."""
     return [row for row in rows if row.task != "notes"], [row for row in rows if row.task == "notes"]
 
 
 @pytest.mark.parametrize("share", [0.1, 0.6])
-def test_texts_have_their_share_of_the_label_tokens_of_each_step(recipe, replaying, share):
-    """By count: a first token is no label. The rows are those of a run without texts, whatever the order of steps."""
+def test_replayed_texts_have_their_share_of_each_step(recipe, replaying, share):
+    """Counted by hand, as a first token is no label. Rows are those of a run without texts, whatever the order of
+    steps."""
     plain, _ = prepare(Accelerator(), recipe())
     parts, data = prepare(Accelerator(), replaying(share))
     steps = [parts.drawn(step) for step in range(len(parts.plan))]
@@ -63,7 +64,7 @@ def test_texts_have_their_share_of_the_label_tokens_of_each_step(recipe, replayi
 
 
 def test_the_loss_is_the_mean_over_rows_and_texts(replaying):
-    """Of the base, as ΔW is zero before the first step, by transformers' logits of one row at a time."""
+    """Authority: the base's loss, as ΔW is zero before the first step, by transformers' logits of one row at a time."""
     own = replaying(0.3, "adapter.dropout=0", "model.engine=transformers")
     parts, _ = prepare(Accelerator(), own)
     rows = parts.drawn(0)
@@ -77,7 +78,7 @@ def test_the_loss_is_the_mean_over_rows_and_texts(replaying):
     assert loss.item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
 
 
-def test_a_run_with_texts_that_was_cut_resumes_to_the_same_bits_and_not_with_others(replaying, texts, tmp_path):
+def test_interrupted_replay_resumes_to_the_same_bits(replaying, texts, tmp_path):
     own = replaying(0.3, "training.epochs=null", "training.max_steps=6", "training.keep_checkpoints=9")
     whole = train_recipe(own, out=tmp_path / "whole").parent
     again = cut_after(4, shutil.copytree(whole, tmp_path / "again"))
@@ -90,7 +91,7 @@ def test_a_run_with_texts_that_was_cut_resumes_to_the_same_bits_and_not_with_oth
 
 
 def test_a_plan_counts_the_texts(replaying):
-    """The tokens of all steps, and the largest step."""
+    """The plan has the tokens of all steps, and the largest step."""
     own = replaying(0.4)
     parts, _ = prepare(Accelerator(), own)
     steps = [[len(row.input_ids) for row in parts.drawn(step)] for step in range(len(parts.plan))]

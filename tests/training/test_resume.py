@@ -25,7 +25,7 @@ CUTS = [
 
 @pytest.fixture
 def straight(finished, request, world, tmp_path):
-    """A finished run with its checkpoints."""
+    """Finished run with its checkpoints."""
 
     def run(name):
         if name == "rank budget":
@@ -43,7 +43,7 @@ def straight(finished, request, world, tmp_path):
 
 @pytest.mark.parametrize(("name", "step"), CUTS)
 def test_a_run_that_was_cut_resumes_to_the_same_bits(straight, tmp_path, capsys, name, step):
-    """Adapter, moments and scores, and what is logged on the way."""
+    """Adapter, moments, scores and the log are equal."""
     done = straight(name)
     run = cut_after(step, shutil.copytree(done.out, tmp_path / "run"))
     capsys.readouterr()
@@ -54,7 +54,7 @@ def test_a_run_that_was_cut_resumes_to_the_same_bits(straight, tmp_path, capsys,
 
 
 def interrupt(step, recipe, out):
-    """Ctrl-C as soon as that step is logged."""
+    """Interrupt with Ctrl-C as soon as that step is logged."""
     process = moslora("train", recipe, "--out", out, "training.log_every=1")
     assert process.stdout is not None
     for line in process.stdout:
@@ -93,7 +93,7 @@ def losses_of(run):
 
 @pytest.mark.slow
 def test_three_processes_resume_to_the_same_bits(world, tmp_path):
-    """Three addends are rounded by their order, which must be the same in a run's first step and in a later one."""
+    """The sum of three addends depends on their order, which must be the same in a run's first step and later."""
     whole = tmp_path / "whole"
     short = ("training.epochs=null", "training.max_steps=8", "training.keep_checkpoints=9")
     in_processes("-m", "moslora", "train", world / "recipe.yaml", "--out", whole, *short, processes=3)

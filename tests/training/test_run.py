@@ -61,7 +61,7 @@ METHODS = {
 
 
 def gradients(recipe, *, global_batch_size, tokens):
-    """The gradient of the first step, as the loop accumulates it, on this process's share of it; with the losses."""
+    """Gradients of the first step, accumulated by the loop on this process's share, and the losses."""
     accelerator = Accelerator(cpu=True)
     changed = recipe.training.model_copy(update={"global_batch_size": global_batch_size, "micro_batch_tokens": tokens})
     parts, _ = prepare(accelerator, recipe.model_copy(update={"training": changed}))
@@ -84,13 +84,13 @@ def gradients(recipe, *, global_batch_size, tokens):
 
 
 def largest_difference(one, other):
-    """Relative to the largest entry of each gradient."""
+    """Largest difference of two gradients, relative to the largest entry of each."""
     assert one.keys() == other.keys() and len(one) > 12
     return max(float((one[k] - other[k]).abs().max() / one[k].abs().max()) for k in one)
 
 
 @pytest.mark.slow
-def test_gradients_do_not_depend_on_micro_batches_or_processes(recipe, world, tmp_path):
+def test_gradients_are_independent_of_micro_batches(recipe, world, tmp_path):
     """1 × 16, 4 × 4 (1e-5), and two processes × 8 over gloo (1e-6), dropout 0, in float32, for every method. A sharded
     base, with or without checkpointing, gives the bits of a whole one, although the processes have other passes."""
     whole = {}
@@ -126,8 +126,8 @@ def test_gradients_do_not_depend_on_micro_batches_or_processes(recipe, world, tm
 
 
 @pytest.mark.parametrize("top_k", ["2", "null"])
-def test_the_balance_of_a_gate_alone_depends_on_the_micro_batches(recipe, top_k):
-    """It is no sum over rows, as `loop.accumulate` says; the label loss beside it is what it was."""
+def test_only_a_gates_balance_depends_on_micro_batches(recipe, top_k):
+    """A gate's balance is no sum over rows, as `loop.accumulate` says; the label loss does not change."""
     gate = recipe("adapter.dropout=0", f"adapter.mixer={{kind: token-gate, top_k: {top_k}, balance: 0.5}}")
     whole, pieces = (gradients(gate, global_batch_size=16, tokens=size) for size in (10_000, 130))
     assert pieces["loss"].item() == pytest.approx(whole["loss"].item(), rel=1e-5)
@@ -137,7 +137,7 @@ def test_the_balance_of_a_gate_alone_depends_on_the_micro_batches(recipe, top_k)
 
 @pytest.mark.parametrize("method", [*METHODS, "balance"])
 def test_gradient_checkpointing_changes_no_gradient(recipe, method):
-    """Also not that of a penalty which a gate notes on the way; and dropout drops the same entries again."""
+    """Recomputation keeps the gradient of a gate's penalty, and dropout drops the same entries again."""
     overrides = METHODS.get(method, ("adapter.mixer={kind: token-gate, balance: 0.5}",))
     plain, again = (
         gradients(
@@ -151,7 +151,7 @@ def test_gradient_checkpointing_changes_no_gradient(recipe, method):
 
 
 def poison(monkeypatch, *, from_step, until=10**9):
-    """Makes the loss of some steps infinite."""
+    """Make the loss of some steps infinite."""
     calls = {"step": 0}
     accumulate = loop.accumulate
 
@@ -166,7 +166,8 @@ def poison(monkeypatch, *, from_step, until=10**9):
     monkeypatch.setattr(loop, "accumulate", poisoned)
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run_with_step_and_rows(recipe, tmp_path, monkeypatch):
+def test_gradient_that_is_not_finite_names_step_and_rows(recipe, tmp_path, monkeypatch):
+    """The refusal names the step and its rows."""
     poison(monkeypatch, from_step=6)
     with pytest.raises(MosloraError, match=r"step 6: .*not finite.*(boolq|arc_easy|obqa)/train/\d+") as caught:
         train_recipe(recipe(), out=tmp_path / "run")
@@ -176,7 +177,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_with_step_and_rows(recipe, 
 
 
 @pytest.mark.slow
-def test_the_float16_scaler_may_skip_nine_steps_in_a_row_but_not_ten(recipe, tmp_path, monkeypatch):
+def test_float16_scaler_may_skip_nine_steps(recipe, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         poison(patch, from_step=3, until=12)
         train_recipe(recipe("model.dtype=float16"), out=tmp_path / "nine")
@@ -185,8 +186,8 @@ def test_the_float16_scaler_may_skip_nine_steps_in_a_row_but_not_ten(recipe, tmp
         train_recipe(recipe("model.dtype=float16"), out=tmp_path / "ten")
 
 
-def test_a_run_resumes_where_the_scaler_has_let_no_update_pass_yet(recipe, tmp_path, monkeypatch):
-    """Its first checkpoint, after step 4, was written before any parameter had moments."""
+def test_run_without_an_update_yet_resumes(recipe, tmp_path, monkeypatch):
+    """The first checkpoint, after step 4, is written before any parameter has moments."""
     half = recipe("model.dtype=float16", "training.max_steps=8")
     with monkeypatch.context() as patch:
         poison(patch, from_step=1, until=6)
@@ -200,8 +201,8 @@ def test_a_run_resumes_where_the_scaler_has_let_no_update_pass_yet(recipe, tmp_p
     assert same_bits(adapter(tmp_path / "straight"), adapter(run))
 
 
-def test_a_run_is_resumed_with_the_moments_of_all_it_trains_and_no_others(trained, recipe, tmp_path):
-    """Without the mixers' own, Adam would begin anew for M alone."""
+def test_resume_needs_exactly_the_trained_moments(trained, recipe, tmp_path):
+    """Without the mixers' moments, Adam would start anew for M alone."""
     run = shutil.copytree(trained, tmp_path / "run")
     shutil.rmtree(run / "adapter")
     newest = run / "checkpoints" / "step-21"
@@ -230,7 +231,7 @@ GATE = ("adapter.mixer={kind: token-gate, balance: 0.01}",)
 
 @pytest.mark.parametrize("checkpoints", ["kept", "removed"])
 def test_a_finished_run_is_not_trained_again(trained, recipe, tmp_path, monkeypatch, capsys, checkpoints):
-    """Whether or not there is a checkpoint to go on from; and it is known before anything is loaded."""
+    """A finished run is recognised with or without checkpoints, before anything is loaded."""
     run = shutil.copytree(trained, tmp_path / "run")
     if checkpoints == "removed":
         shutil.rmtree(run / "checkpoints")
@@ -242,14 +243,14 @@ def test_a_finished_run_is_not_trained_again(trained, recipe, tmp_path, monkeypa
 
 
 def edit(run, **changes):
-    """The run's own recipe, as by hand."""
+    """Edit the run's own recipe, as by hand."""
     (run / "recipe.yaml").write_text(
         load_recipe(run / "recipe.yaml", [f"{k.replace('__', '.')}={v}" for k, v in changes.items()]).to_yaml()
     )
 
 
 @pytest.mark.parametrize("saved", ["adapter", "checkpoints/step-21"])
-def test_an_edited_recipe_is_refused_by_the_one_trained_by(trained, tmp_path, saved):
+def test_edited_recipe_of_a_run_is_refused(trained, tmp_path, saved):
     run = shutil.copytree(trained, tmp_path / "run")
     if saved != "adapter":
         shutil.rmtree(run / "adapter")
@@ -262,7 +263,7 @@ def test_an_edited_recipe_is_refused_by_the_one_trained_by(trained, tmp_path, sa
 
 
 @pytest.mark.parametrize("damaged", ["adapter", "checkpoints/step-21"])
-def test_what_is_damaged_is_made_again_from_the_checkpoint_before(trained, recipe, tmp_path, capsys, damaged):
+def test_damaged_checkpoint_is_trained_again(trained, recipe, tmp_path, capsys, damaged):
     run = shutil.copytree(trained, tmp_path / "run")
     if damaged != "adapter":
         shutil.rmtree(run / "adapter")
@@ -273,7 +274,7 @@ def test_what_is_damaged_is_made_again_from_the_checkpoint_before(trained, recip
     assert same_bits(adapter(trained), adapter(run))
 
 
-def test_a_run_goes_on_with_its_rows_in_another_place_but_not_with_others(trained, world, recipe, tmp_path):
+def test_resume_accepts_moved_rows_but_not_changed_rows(trained, world, recipe, tmp_path):
     run = cut_after(20, shutil.copytree(trained, tmp_path / "run"))
     data = shutil.copytree(world / "data", tmp_path / "data")
     other = shutil.copytree(run, tmp_path / "other")
@@ -329,7 +330,7 @@ EARLY = ("adapter", "checkpoints", "metrics.jsonl", "run.json", "contents.bin")
         pytest.param(lambda run: removed("recipe.yaml", *EARLY)(run) and (run / "a").touch(), False, id="other files"),
     ],
 )
-def test_what_a_new_run_is_told_to_do_about_the_one_that_is_there_works(trained, world, tmp_path, leave, resumes):
+def test_message_about_existing_run_suggests_a_working_command(trained, world, tmp_path, leave, resumes):
     run = shutil.copytree(trained, tmp_path / "run")
     leave(run)
     before = files(run)
@@ -341,7 +342,7 @@ def test_what_a_new_run_is_told_to_do_about_the_one_that_is_there_works(trained,
         assert same_bits(adapter(trained), adapter(run))
 
 
-def test_the_checkpoint_just_written_stays_and_damaged_newer_ones_go(recipe, tmp_path, monkeypatch):
+def test_new_checkpoint_replaces_damaged_newer_ones(recipe, tmp_path, monkeypatch):
     run = tmp_path / "run"
     short = recipe("training.max_steps=6", "training.keep_checkpoints=9", "training.checkpoint_every=2")
     train_recipe(short, out=run)
@@ -361,14 +362,14 @@ def test_the_checkpoint_just_written_stays_and_damaged_newer_ones_go(recipe, tmp
 
 
 def test_a_run_that_learned_nothing_fails(recipe, tmp_path, monkeypatch):
-    """The float16 scaler skips all of its steps."""
+    """The float16 scaler skips every step of the run."""
     poison(monkeypatch, from_step=1)
     with pytest.raises(MosloraError, match="nothing was learned"):
         train_recipe(recipe("model.dtype=float16", "training.max_steps=3"), out=tmp_path / "run")
 
 
 def test_a_warm_up_given_as_a_share_follows_the_run(recipe):
-    """Half of 21 steps, half of 4, and none of a single step, which would have rate 0."""
+    """Warm-up is half of 21 steps, half of 4, and zero for a single step, which would have rate 0."""
     for steps, warmup in ((21, 10), (4, 2), (1, 0)):
         settings = ("training.warmup_steps=0.5", f"training.max_steps={steps}")
         assert f" after {warmup} warm-up steps" in "\n".join(outline(recipe(*settings)).summary)
@@ -382,8 +383,8 @@ def test_a_warm_up_given_as_a_share_follows_the_run(recipe):
         ("adapter.mixer={kind: diagonal}", "training.rank_budget={target_rank: 2, warmup_share: 0.25}"),
     ],
 )
-def test_a_rehearsal_takes_the_largest_pass_and_changes_nothing(recipe, tmp_path, monkeypatch, change):
-    """Every file of the run, from its beginning and resumed; the moments are there before the pass."""
+def test_rehearsal_runs_the_largest_pass_and_changes_nothing(recipe, tmp_path, monkeypatch, change):
+    """All files of a new and of a resumed run are equal; the moments exist before the pass."""
     accumulate, train = loop.accumulate, loop.train
     passes = []
 
@@ -411,8 +412,8 @@ def test_a_rehearsal_takes_the_largest_pass_and_changes_nothing(recipe, tmp_path
     assert same_files(plain, again)
 
 
-def test_no_more_rows_are_built_than_are_computed(recipe, monkeypatch):
-    """In search of the largest pass."""
+def test_only_computed_rows_are_built(recipe, monkeypatch):
+    """The search for the largest pass builds no rows."""
     parts, _ = prepare(Accelerator(cpu=True), recipe())
     build = RowTable.__getitem__
     built = []
@@ -427,7 +428,7 @@ def test_no_more_rows_are_built_than_are_computed(recipe, monkeypatch):
 
 
 def test_a_step_does_not_look_through_the_model(recipe, monkeypatch):
-    """For its adapters, in whichever micro-batch; but for the first step."""
+    """Only the first step walks through the model to find its adapters."""
     parts, _ = prepare(Accelerator(cpu=True), recipe())
     parts.objective.train()
     walk = torch.nn.Module.named_modules

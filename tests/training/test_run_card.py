@@ -37,7 +37,7 @@ def test_the_card_says_how_the_run_was_made(trained, world):
     assert card["peak_memory_gb"] == max(row["peak_memory_gb"] for row in logged)
 
 
-def test_the_seconds_of_a_resumed_run_go_on(trained, world, tmp_path):
+def test_seconds_of_a_resumed_run_continue(trained, world, tmp_path):
     run = cut_after(20, shutil.copytree(trained, tmp_path / "run"))
     lines = []
     for row in Run(run).metrics:
@@ -59,7 +59,7 @@ def test_two_processes_add_to_one_card(tmp_path):
     assert len(Run(tmp_path).facts["made"]) == 80 and Run(tmp_path).facts["kept"] == 1
 
 
-def test_the_commit_is_told_only_of_a_checkout(tmp_path, monkeypatch):
+def test_commit_is_recorded_only_in_a_checkout(tmp_path, monkeypatch):
     def git(*arguments):
         own = ["-c", "user.name=x", "-c", "user.email=x@x"]
         asked = subprocess.run(["git", "-C", tmp_path, *own, *arguments], check=True, capture_output=True, text=True)  # type: ignore[list-item]

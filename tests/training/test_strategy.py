@@ -80,8 +80,8 @@ with process_group({}, then=""):
         ({"dtype": "float16"}, "cpu", 80e9, True),
     ],
 )
-def test_a_base_that_takes_half_of_a_gpu_needs_no_memory_of_the_host(monkeypatch, model, device, memory, on_host):
-    """LLaMA-3-8B has 8.03 billion numbers. What is not sharded is read where it is computed."""
+def test_base_below_half_a_gpu_skips_the_host(monkeypatch, model, device, memory, on_host):
+    """LLaMA-3-8B has 8.03 billion parameters. An unsharded base is read where it is computed."""
     section = ModelSection(name="meta-llama/Meta-Llama-3-8B", **model)
     monkeypatch.setattr(sharded, "group_size", lambda: 8)
     monkeypatch.setattr(sharded, "total_memory", lambda device: int(memory))
@@ -90,8 +90,8 @@ def test_a_base_that_takes_half_of_a_gpu_needs_no_memory_of_the_host(monkeypatch
 
 
 @pytest.mark.slow
-def test_factors_that_do_not_learn_are_the_same_in_all_processes(world, tmp_path):
-    """LoRA-XS: A and B come from a decomposition, here another one in each process."""
+def test_frozen_factors_are_equal_in_all_processes(world, tmp_path):
+    """LoRA-XS takes A and B from a decomposition, here another decomposition in each process."""
     script = tmp_path / "differs.py"
     script.write_text(DIFFERS)
     changes = ("adapter.start=svd", "adapter.trains=mixer", "adapter.mixer.init=near-zero")
@@ -100,7 +100,7 @@ def test_factors_that_do_not_learn_are_the_same_in_all_processes(world, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["own", "transformers"])
-def test_a_sharded_base_trains_like_a_whole_one_and_resumes(recipe, world, tmp_path, engine):
+def test_sharded_base_trains_and_resumes_like_a_whole_one(recipe, world, tmp_path, engine):
     """Two processes against one: losses 1e-4. A checkpoint resumes on two to the bit, on one to rounding."""
     two, script = tmp_path / "two", tmp_path / "checked.py"
     script.write_text(CHECKED)
@@ -148,8 +148,8 @@ cli.main()
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_steps_of_two_processes_may_begin_before_the_last_has_ended(world, tmp_path, strategy):
-    """As on GPUs: a run that is stopped, and throws a forward pass away, goes on to the bits of a plain one."""
+def test_steps_of_two_processes_may_overlap(world, tmp_path, strategy):
+    """A stopped run, which discards a forward pass as on GPUs, resumes to the bits of a plain run."""
     plain, ahead, script = tmp_path / "plain", tmp_path / "ahead", tmp_path / "ahead.py"
     script.write_text(AHEAD)
     short = ("training.epochs=null", "training.max_steps=6", f"training.strategy={strategy}", *TRACED)

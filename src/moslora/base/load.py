@@ -176,13 +176,13 @@ def in_files(layers: Mapping[str, Value], stored: Mapping[str, str]) -> dict[str
     Raises:
         UsageError: the weights of two are pieces of one in the files, which cannot be merged into.
     """
-    found: dict[str, Value] = {}
+    by_key: dict[str, Value] = {}
     for name, value in layers.items():
         key = stored.get(f"{name}.weight", f"{name}.weight")
-        if key in found:
+        if key in by_key:
             raise UsageError(
                 f"adapter.target_modules: {name} is part of {key} in the model's files, which moslora cannot"
                 " merge into; leave such layers out"
             )
-        found[key] = value
-    return found
+        by_key[key] = value
+    return by_key

@@ -93,10 +93,10 @@ def _drawn(model: PreTrainedModel, section: PeftSection, config: Any, seed: int)
             torch.manual_seed(seed)  # also for what a method draws once and does not save
             return get_peft_model(model, config)
     except (ValueError, TypeError, RuntimeError, AttributeError) as error:
-        said = first_line(error)
+        fault = first_line(error)
         if is_planned and isinstance(error, RuntimeError):
-            said = "needs the base's weights, so it cannot be planned without them"
-        raise ValueError(f"{section.summary()}: {said}") from None
+            fault = "needs the base's weights, so it cannot be planned without them"
+        raise ValueError(f"{section.summary()}: {fault}") from None
 
 
 def peft_layers(model: Any) -> dict[str, tuple[Any, Any]]:
@@ -137,11 +137,11 @@ def config_of(section: PeftSection) -> Any:
 
     given = section.peft.model_dump(exclude={"peft_type"})
     shared = PeftConfig.__dataclass_fields__  # task_type, inference_mode and the like
-    known = [name for name in cls.__dataclass_fields__ if name not in shared]
+    own_fields = [name for name in cls.__dataclass_fields__ if name not in shared]
     faults = []  # PEFT checks the values itself
     for key, value in given.items():
-        if key not in known:
-            faults.append(f"adapter.peft.{key}: no such field; {cls.__name__} has {', '.join(known)}")
+        if key not in own_fields:
+            faults.append(f"adapter.peft.{key}: no such field; {cls.__name__} has {', '.join(own_fields)}")
         elif value and f"{key}={value}" != "bias=none" and {key, f"{key}={value}"} & {*UNFIT_FIELDS}:
             faults.append(f"adapter.peft.{key} = {value}: cannot be used here (docs/peft.md)")
     if faults:
@@ -200,10 +200,10 @@ def _config_class(kind: str) -> Any:
     with needing("peft", "adapter.peft"):
         from peft.config import PromptLearningConfig
         from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-    known: dict[str, Any] = {str(name.value): cls for name, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
-    fitting = {
-        name: cls for name, cls in known.items() if name not in UNFIT and not issubclass(cls, PromptLearningConfig)
-    }
+    fitting: dict[str, Any] = {}
+    for name, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items():
+        if name.value not in UNFIT and not issubclass(cls, PromptLearningConfig):
+            fitting[str(name.value)] = cls
     if kind in fitting:
         return fitting[kind]
     raise UsageError(f"adapter.peft.peft_type = {kind}: must be one of {', '.join(sorted(fitting))} (docs/peft.md)")

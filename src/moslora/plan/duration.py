@@ -170,7 +170,7 @@ def on_gpus(total: Cost, *, dtype: DType, memory: int, devices: int, beside: flo
     times = []
     for name, gpu in gpus_with(memory).items():
         fast, slow = (end / devices + beside for end in total.seconds(gpu, dtype=dtype))
-        times.append(f"{name} {in_words(fast, slow)}")
+        times.append(f"{name} {format_duration(fast, slow)}")
     return ", ".join(times)
 
 
@@ -193,7 +193,7 @@ def on_this_cpu(total: Cost, model: PreTrainedModel, dtype: DType) -> float:
     return total.operations * seconds / operations / SHARE_ON_A_CPU
 
 
-def in_words(*ends: float) -> str:
+def format_duration(*ends: float) -> str:
     """Format seconds, or a range, in minutes below an hour and a half and else in hours, rounded to whole hours from a
     hundred on."""
     unit, size, digits = "min", 60, 0

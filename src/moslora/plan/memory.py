@@ -131,9 +131,9 @@ def largest_budget(work: Work, *, room: int, need: Callable[[Work], Memory]) -> 
     longest = work.lengths[-1]
     if need(work).total <= room:
         return work.tokens
-    if need(work.of(longest)).total > room:
+    if need(work.limited_to(longest)).total > room:
         return None
-    fitting = bisect(range(64, work.tokens, 64), room, key=lambda tokens: need(work.of(tokens)).total)
+    fitting = bisect(range(64, work.tokens, 64), room, key=lambda tokens: need(work.limited_to(tokens)).total)
     return max(longest, 64 * fitting)
 
 

@@ -18,7 +18,7 @@ from moslora.choices import Strategy
 from moslora.data.steps import default_micro_batch_tokens
 from moslora.errors import UsageError, counted, first_line
 from moslora.evaluation.request import Request
-from moslora.plan.duration import PROBED_STEPS, in_words, on_gpus, on_this_cpu, probe
+from moslora.plan.duration import PROBED_STEPS, format_duration, on_gpus, on_this_cpu, probe
 from moslora.plan.memory import Devices, Memory, largest_budget, memory
 from moslora.plan.outline import Outline, evaluation, outline
 from moslora.plan.step import Work
@@ -90,7 +90,7 @@ def plan(
     run = outline(recipe)
     whole_step = run.share_of_a_step(processes)
     budget = training.micro_batch_tokens or default_micro_batch_tokens(on_gpu=devices.on_gpu)
-    micro_batch = whole_step.of(budget)
+    micro_batch = whole_step.limited_to(budget)
     need = partial(memory, run.model, rank_budget=training.rank_budget is not None)
     by_strategy: dict[Strategy, Devices] = {"ddp": devices, "fsdp": replace(devices, shards=processes)}
     try:
@@ -122,7 +122,7 @@ def plan(
     is_too_long = not devices.on_gpu and seconds > A_DAY
     if is_too_long or (many and not devices.on_gpu):
         first = (
-            f"no GPU here: this is for this CPU, where the run takes about {in_words(seconds)}; for GPUs:"
+            f"no GPU here: this is for this CPU, where the run takes about {format_duration(seconds)}; for GPUs:"
             f" moslora plan {overrides}{many} --gpu-memory 80GB"
         )
         lines = [first, *lines]
@@ -161,22 +161,22 @@ def _about_time(
     if rate is not None:
         seconds = (run.tokens + run.validated) / rate / processes
         measured = f"measured here: {rate:,.0f} tokens a second in each process, over {PROBED_STEPS} steps"
-        return [f"{measured}: {in_words(seconds)}"], seconds
+        return [f"{measured}: {format_duration(seconds)}"], seconds
     dtype = recipe.model.dtype
     total = run.cost(recipe, processes=processes, budget=budget)
     request = Request.of(recipe)
-    questions, asked = evaluation(run.model, recipe.model, request, recipe.questions.tasks)
+    questions, scoring = evaluation(run.model, recipe.model, request, recipe.questions.tasks)
     if devices.on_gpu:
         seconds = 0.0
         checkpoints = math.ceil(len(run.plan) / recipe.training.checkpoint_every)
         copied = checkpoints * saved_sizes(run.model)[1] / COPIED
         on_these = partial(on_gpus, dtype=dtype, memory=room, devices=processes)
         times = f"an estimate, with validations and checkpoints: {on_these(total, beside=copied)}"
-        of_questions = on_these(asked)
+        of_questions = on_these(scoring)
     else:
         seconds = on_this_cpu(total, run.model, dtype)
-        times = f"by two products that were timed here: {in_words(seconds)}"
-        of_questions = in_words(seconds * asked.operations / total.operations)
+        times = f"by two products that were timed here: {format_duration(seconds)}"
+        of_questions = format_duration(seconds * scoring.operations / total.operations)
     probed = "moslora plan RECIPE --probe measures a few steps here"
     lines = [f"about {total.operations:.1e} operations; {times}; {probed}"]
     if questions and not (run.data and asks_nothing(recipe, run.data.rows.tasks)):
@@ -261,7 +261,7 @@ def fit(
     line = f"does not fit: {gigabytes(excess)} GB too much"
     if largest is not None:
         return f"{line}; the largest training.micro_batch_tokens that fits is {largest:,}"
-    one_row = micro_batch.of(0)
+    one_row = micro_batch.limited_to(0)
     if need(section, one_row).loading:
         line += " while each device quantises the whole base, before it is sharded"
     else:

@@ -11,7 +11,7 @@ from moslora.console import note
 from moslora.data.steps import default_micro_batch_tokens
 from moslora.errors import MosloraError
 from moslora.evaluation.request import Request
-from moslora.plan.duration import Cost, in_words, on_this_cpu
+from moslora.plan.duration import Cost, format_duration, on_this_cpu
 from moslora.plan.outline import evaluation, outline
 from moslora.process_rank import is_main_process, world_size
 from moslora.processes.devices import gpus, say_device
@@ -41,7 +41,7 @@ def note_evaluation(section: ModelSection, request: Request, tasks: Sequence[Tas
 
 
 def _note(what: str, total: Cost, model: PreTrainedModel, dtype: DType, fix: str) -> None:
-    took = in_words(on_this_cpu(total, model, dtype) / world_size())
+    took = format_duration(on_this_cpu(total, model, dtype) / world_size())
     note(f"no GPU here: {what} about {took} on this CPU, by two products of this model that were timed; {fix}")
 
 

@@ -43,7 +43,7 @@ class Work:
         """Number of tokens of all rows."""
         return sum(self.lengths)
 
-    def of(self, tokens: int) -> "Work":
+    def limited_to(self, tokens: int) -> "Work":
         """Return the longest rows that have at most ``tokens`` tokens together, or the longest row alone."""
         count = sum(total <= tokens for total in accumulate(reversed(self.lengths)))
         return replace(self, lengths=self.lengths[-max(1, count) :])
@@ -81,7 +81,7 @@ def measure(
     engine = engine_of(model)
     if engine.pads:  # every row to the longest, and a mask would ask for the data
         work = replace(work, lengths=(max(work.lengths),) * len(work.lengths))
-    part = work.of(default_micro_batch_tokens(on_gpu=on_gpu))
+    part = work.limited_to(default_micro_batch_tokens(on_gpu=on_gpu))
     few, counts = _one_layer_of_each_kind(model, dtype)
     with _Live() as live, SharedInputLayers(model).folded(dtype):
         factors = live.bytes  # of all layers, as they are folded at once
@@ -173,11 +173,11 @@ class _Live(TorchDispatchMode):
             return True  # transformers asks whether all rows are whole
         kwargs = kwargs or {}
         made = function(*args, **kwargs)
-        known = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
+        existing = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
         for tensor in _tensors(made):
             storage = tensor.untyped_storage()
-            if storage._cdata not in known:
-                known.add(storage._cdata)
+            if storage._cdata not in existing:
+                existing.add(storage._cdata)
                 weakref.finalize(storage, self._count, -storage.nbytes())
                 self._count(storage.nbytes())
         return made

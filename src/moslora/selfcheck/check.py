@@ -114,7 +114,9 @@ def real_step(recipe: Recipe) -> list[list[str]]:
     on_gpu = gpus() > 0
     inputs = gather_inputs(recipe)  # first, because it prepares the rows
     run = outline(recipe)
-    largest = run.share_of_a_step(1).of(training.micro_batch_tokens or default_micro_batch_tokens(on_gpu=on_gpu))
+    largest = run.share_of_a_step(1).limited_to(
+        training.micro_batch_tokens or default_micro_batch_tokens(on_gpu=on_gpu)
+    )
     needed = memory(run.model, recipe.model, largest, Devices(on_gpu), rank_budget=training.rank_budget is not None)
     before = peak_memory_gb()
     with or_out_of_memory("out of GPU memory; moslora plan says what would fit"):

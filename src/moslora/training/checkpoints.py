@@ -56,9 +56,9 @@ def delete_old_checkpoints(run: Run, *, step: int, training: TrainingSection) ->
 
     Checkpoints of later steps go first: they are damaged, as the run was not resumed from them.
     """
-    found = run.checkpoints
-    end = found.index(run.checkpoint(step)) + 1
-    first_to_go = [*found[end:], *found[:end]]
+    checkpoints = run.checkpoints
+    end = checkpoints.index(run.checkpoint(step)) + 1
+    first_to_go = [*checkpoints[end:], *checkpoints[:end]]
     keep = training.keep_checkpoints
     # Not the newest one's best alone: if that is damaged, the run goes on from the one before.
     bests = []
@@ -102,11 +102,11 @@ def _moments(state: TrainState) -> dict[str, Tensor]:
     zeros, so that every file is complete.
     """
     names = {parameter: name for name, parameter in state.model.named_parameters()}
-    found = {}
+    tensors = {}
     for parameter in trainable(state.optimizer):
         moments = state.optimizer.state.get(parameter)
         if not moments:
             moments = fresh_moments(parameter)
         for moment, value in moments.items():
-            found[f"{names[parameter]}:{moment}"] = value
-    return found
+            tensors[f"{names[parameter]}:{moment}"] = value
+    return tensors

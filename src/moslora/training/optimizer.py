@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -48,11 +49,8 @@ def build_optimizer(model: nn.Module, training: TrainingSection) -> torch.optim.
 
 def _parameters_of(kind: type[nn.Module], model: nn.Module) -> list[nn.Parameter]:
     """Parameters of all modules of a kind, in the model's order."""
-    found: list[nn.Parameter] = []
-    for module in model.modules():
-        if isinstance(module, kind):
-            found += module.parameters()
-    return found
+    modules = [module for module in model.modules() if isinstance(module, kind)]
+    return list(chain.from_iterable(module.parameters() for module in modules))
 
 
 def rate_factor(step: int, *, schedule: Schedule, warmup_steps: int, total_steps: int) -> float:

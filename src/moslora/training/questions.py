@@ -34,17 +34,17 @@ questions by protocol generate."""
 def refuse_too_few_questions(training: TrainingSection, data: TrainingData) -> None:
     """Refuse settings that ask more questions, or write more samples, than the validation rows allow."""
     wanted = training.validation_questions
-    there = len(data.questions)
+    available = len(data.questions)
     rows = len(data.validation)
-    found = f"of {rows} validation rows, {there} are questions of a task"
-    if wanted is not None and wanted > there:
-        fix = f"set {there}, or more data.validation_rows"
-        raise UsageError(f"training.validation_questions = {wanted}: {found}; {fix}")
+    counts = f"of {rows} validation rows, {available} are questions of a task"
+    if wanted is not None and wanted > available:
+        fix = f"set {available}, or more data.validation_rows"
+        raise UsageError(f"training.validation_questions = {wanted}: {counts}; {fix}")
     if training.samples > rows:
         fix = f"set {rows}, or more data.validation_rows"
         raise UsageError(f"training.samples = {training.samples}: there are {rows} validation rows; {fix}")
-    if training.is_selected_by_accuracy and not there:
-        raise UsageError(f"training.best_by: there is no accuracy: {found}; set best_by: loss")
+    if training.is_selected_by_accuracy and not available:
+        raise UsageError(f"training.best_by: there is no accuracy: {counts}; set best_by: loss")
 
 
 def validation_questions(
@@ -78,11 +78,11 @@ def validation_questions(
         return None
     request = Request.of(recipe).model_copy(update={"limit": None, "skip": 0})
     try:
-        asked = ModelWithQuestions.of(model, tokenizer, examples_by_task(candidates), request)
+        everything = ModelWithQuestions.of(model, tokenizer, examples_by_task(candidates), request)
         if count is not None:
-            return asked
+            return everything
         budget = tokens_of_a_validation(recipe, data)
-        chosen = _first_within(asked, candidates, budget)
+        chosen = _first_within(everything, candidates, budget)
         if training.is_selected_by_accuracy and not chosen:
             raise UsageError(
                 f"training.validation_questions: {SHARE_OF_TRAINING:.0%} of this short run is less than a question, and"
@@ -100,10 +100,10 @@ def validation_questions(
 
 def examples_by_task(examples: Sequence[Example]) -> dict[str, list[Example]]:
     """Group the examples by task, in the order given."""
-    found: dict[str, list[Example]] = {}
+    by_task: dict[str, list[Example]] = {}
     for example in examples:
-        found.setdefault(example.task, []).append(example)
-    return found
+        by_task.setdefault(example.task, []).append(example)
+    return by_task
 
 
 def tokens_of_a_validation(recipe: Recipe, data: TrainingData) -> float:
@@ -114,17 +114,17 @@ def tokens_of_a_validation(recipe: Recipe, data: TrainingData) -> float:
     return SHARE_OF_TRAINING * trained / COST_OF_A_SCORED_TOKEN / recipe.training.validations(len(plan))
 
 
-def _first_within(asked: ModelWithQuestions, candidates: Sequence[Example], tokens: float) -> list[Example]:
+def _first_within(everything: ModelWithQuestions, candidates: Sequence[Example], tokens: float) -> list[Example]:
     """Return the first of the ``candidates`` that take no longer than ``tokens`` scored tokens."""
-    tasks = {task.name: task for task in asked.prepared.tasks}
-    begun = set()
+    tasks = {task.name: task for task in everything.prepared.tasks}
+    started = set()
     chosen = []
     for example in candidates:
         task = tasks[example.task]
-        if task.name not in begun:
+        if task.name not in started:
             tokens -= TOKENS_OF_A_WRITTEN_TASK if task.scorer.protocol.writes else TOKENS_OF_A_TASK
-            begun.add(task.name)
-        tokens -= task.scorer.length(task.scorer.encode(example), asked.model)
+            started.add(task.name)
+        tokens -= task.scorer.length(task.scorer.encode(example), everything.model)
         if tokens < 0:
             break
         chosen.append(example)

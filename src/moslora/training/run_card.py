@@ -53,30 +53,30 @@ def describe(
 
 def packages(recipe: Recipe) -> dict[str, str]:
     """Versions of the packages that compute, or would: all processes try Liger-Kernel together, later."""
-    found = identity.packages(*adapters_of(recipe).packages, quantized=recipe.model.quantization is not None)
+    versions = identity.packages(*adapters_of(recipe).packages, quantized=recipe.model.quantization is not None)
     if gpus() and liger.is_installed():
         name = packages_distributions()["liger_kernel"][0]  # or its nightly
-        found[name] = version(name)
-    return {"moslora": __version__, **found}
+        versions[name] = version(name)
+    return {"moslora": __version__, **versions}
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
     """Device of one process, with its memory in GB."""
-    found: dict[str, Any] = {"device": device_name(device), "memory_gb": round(total_memory(device) / 1e9, 1)}
+    facts: dict[str, Any] = {"device": device_name(device), "memory_gb": round(total_memory(device) / 1e9, 1)}
     if device.type == "cpu":
-        found["threads"] = torch.get_num_threads()
+        facts["threads"] = torch.get_num_threads()
     else:
-        found["cuda"] = torch.version.cuda
-    found["system"] = platform.platform()
-    return found
+        facts["cuda"] = torch.version.cuda
+    facts["system"] = platform.platform()
+    return facts
 
 
 def git_state() -> dict[str, Any] | None:
     """Commit of this code, and whether the code differs from it; ``None`` outside a checkout."""
 
     def git(*arguments: str) -> str:
-        asked = subprocess.run(["git", "-C", PACKAGE, *arguments], capture_output=True, encoding="utf-8", check=True)
-        return asked.stdout.strip()
+        result = subprocess.run(["git", "-C", PACKAGE, *arguments], capture_output=True, encoding="utf-8", check=True)
+        return result.stdout.strip()
 
     try:
         git("ls-files", "--error-unmatch", "__init__.py")  # fails for a copy in the environment of another checkout
@@ -88,7 +88,7 @@ def git_state() -> dict[str, Any] | None:
 def kernels(model: PreTrainedModel, device: torch.device) -> dict[str, str | None]:
     """Kernels chosen for each piece of the model; ``None`` for a piece that the model lacks."""
     beginnings = "once" if shares_beginnings(model, training=True) else "in each row"
-    found: dict[str, str | None] = {
+    chosen: dict[str, str | None] = {
         "attention": None,
         "frozen layers": linear.kernel(device, model.dtype),
         "norm": "transformers'",
@@ -98,7 +98,7 @@ def kernels(model: PreTrainedModel, device: torch.device) -> dict[str, str | Non
         "common beginning of rows": beginnings,
     }
     if engine_of(model).pads:
-        return {**dict.fromkeys(found, "transformers'"), "common beginning of rows": "in each row"}
+        return {**dict.fromkeys(chosen, "transformers'"), "common beginning of rows": "in each row"}
     by_liger = liger.supports(torch.empty(0, device=device, dtype=model.dtype))
     of_attention = set()
     for module in model.modules():
@@ -107,34 +107,34 @@ def kernels(model: PreTrainedModel, device: torch.device) -> dict[str, str | Non
             if isinstance(size, int):
                 of_attention.add(attention.kernel(device, model.dtype, size))
         if isinstance(module, norm.RMSNorm):
-            found["norm"] = norm.kernel(device)
+            chosen["norm"] = norm.kernel(device)
         elif isinstance(module, RotaryAttention):
-            found["RoPE"] = "Liger" if by_liger else "in three passes"
+            chosen["RoPE"] = "Liger" if by_liger else "in three passes"
         elif isinstance(module, GatedMLP):
-            found["MLP"] = "activation computed again, Liger" if by_liger else "activation computed again"
+            chosen["MLP"] = "activation computed again, Liger" if by_liger else "activation computed again"
         elif isinstance(module, Dropout) and module.p:
-            found["dropout"] = Dropout.kernel(torch.empty(0, device=device, dtype=model.dtype))
+            chosen["dropout"] = Dropout.kernel(torch.empty(0, device=device, dtype=model.dtype))
     if disabled_kernels():
-        found[VARIABLE] = ",".join(sorted(disabled_kernels()))
+        chosen[VARIABLE] = ",".join(sorted(disabled_kernels()))
     if of_attention:
-        found["attention"] = ", ".join(sorted(of_attention))
-    return found
+        chosen["attention"] = ", ".join(sorted(of_attention))
+    return chosen
 
 
 def strategy(objective: nn.Module) -> dict[str, Any]:
     """Strategy, and share of the frozen weights in this process, both read from the model."""
     frozen = [parameter for parameter in objective.parameters() if not parameter.requires_grad]
-    here = 0
+    held = 0
     kind = "ddp"
     for parameter in frozen:
         own: Tensor = parameter
         if isinstance(parameter, DTensor):
             kind = "fsdp"
             own = parameter.to_local()
-        here += own.numel()
+        held += own.numel()
     strategy = kind if group_size() > 1 else None
     total = sum(parameter.numel() for parameter in frozen)
-    return {"strategy": strategy, "frozen_share": round(here / total, 4)}
+    return {"strategy": strategy, "frozen_share": round(held / total, 4)}
 
 
 def record_outcome(run: Run) -> None:

@@ -58,11 +58,3 @@ class Selection:
         if self.training.patience is not None and best.since:
             return f"{best.since} of {self.training.patience} in a row without a better {best.by}"
         return ""
-
-    @property
-    def so_far(self) -> str:
-        """Best step so far, for a live line; empty before the first validation."""
-        best = self.best
-        if best.value is None:
-            return ""
-        return f"best {format_value(best.value, best.by)} at step {best.step}"

@@ -74,8 +74,8 @@ def train_run(recipe: Recipe, run: Run, *, resuming: bool = False) -> Path:
         facts["the hash of their tokens"] = inputs.data.tokens_sha256[:12]
         facts["the fingerprint of the base"] = inputs.base
         with process_group(facts, then=then):
-            laid_by_experiment = run.exists and not run.begun
-            if resuming and saved is None and not laid_by_experiment:
+            made_by_experiment = run.exists and not run.begun
+            if resuming and saved is None and not made_by_experiment:
                 note("no checkpoint yet; starting at step 0")
             # A function, so that nothing of it outlives the group.
             return _train_in_group(with_absolute_paths(recipe), run, start, inputs)

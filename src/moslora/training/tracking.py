@@ -5,7 +5,6 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from moslora.console import note, say
@@ -50,8 +49,6 @@ class Tracker:
         self._tokens = 0  # since the last record
         self._examples = 0
         self._records = list(records)
-        self.validated: Sequence[str] = ()
-        """The best step so far and the last validation, for the live line; what is empty is not shown."""
         self._seconds_before = 0.0  # of the processes before this one
         if self._active and self._path.exists():
             # What a killed run logged after its last checkpoint is dropped: those steps are repeated, and without a
@@ -94,9 +91,7 @@ class Tracker:
         at = f"step {step}/{self._total}"
         peak = f"peak {row['peak_memory_gb']:.1f} GB"
         done_here = step - self._first
-        validated = [text for text in self.validated if text]
-        fields = [loss, *validated, examples_s, *others, tokens_s, peak]
-        self._line.show(done_here, at, *fields)
+        self._line.show(done_here, at, loss, examples_s, *others, tokens_s, peak)
         recorded = step % self._log_every == 0 or step in (1, self._total)
         if recorded:
             self._last_record = now

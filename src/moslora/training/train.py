@@ -32,7 +32,7 @@ from moslora.training.loop import TrainState, rehearse, train
 from moslora.training.run_card import describe, git_state, hardware, kernels, packages, record_outcome, strategy
 from moslora.training.stopping import stop_requests
 from moslora.training.tracking import Tracker
-from moslora.training.validation import QUESTIONS, Validator, in_fields
+from moslora.training.validation import QUESTIONS, Validator, as_fields
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,6 @@ class Training:
                 log_every=self.recipe.training.log_every,
                 records=records,
             )
-            tracker.validated = [self.state.selection.so_far]
             done = train(
                 self.state,
                 first_step=first_step,
@@ -162,10 +161,9 @@ class Training:
             return False
         selection = self.state.selection
         metrics, samples = self.validator.measure(self.state)
-        fields = in_fields(metrics)
+        fields = as_fields(metrics)
         tracker.record({"step": step, **metrics}, samples)
         is_best = selection.consider(step, metrics[f"validation_{selection.best.by}"])
-        tracker.validated = [selection.so_far, *fields]
         remark = selection.remark(step, start=self.run.validation_at_start(selection.best.by))
         say("  ".join(filter(None, [f"step {step}/{len(self.state.plan)}", *fields, remark])))
         for line_of_sample in samples.lines():

@@ -44,9 +44,9 @@ class Validator:
         """Line for the user on the questions, if there are any."""
         if self.questions is None:
             return []
-        asked = counted(self.question_count, "validation question")
+        questions = counted(self.question_count, "validation question")
         protocol = self.questions.prepared.conditions.protocol
-        return [f"{asked}, by protocol {protocol}, before the first step and at each validation"]
+        return [f"{questions}, by protocol {protocol}, before the first step and at each validation"]
 
     def measure(self, state: TrainState) -> tuple[dict[str, float], Samples]:
         """Validate the model of ``state`` as it is. No random number is drawn, and nothing of the training changes.
@@ -58,13 +58,13 @@ class Validator:
         objective = state.objective
         objective.eval()  # without dropout
         try:
-            found = {"validation_loss": self.loss(state)}
+            metrics = {"validation_loss": self.loss(state)}
             if self.questions is not None:
                 answered = _answered(self.questions)
-                found |= {"validation_accuracy": answered.value, QUESTIONS: answered.n}
+                metrics |= {"validation_accuracy": answered.value, QUESTIONS: answered.n}
                 if answered.clusters < answered.n:
-                    found[EFFECTIVE_QUESTIONS] = answered.effective_n
-            return found, self.sampler.write() if self.sampler else NO_SAMPLES
+                    metrics[EFFECTIVE_QUESTIONS] = answered.effective_n
+            return metrics, self.sampler.write() if self.sampler else NO_SAMPLES
         finally:
             objective.train()
             describe_batch(objective)  # its adapters know of no batch
@@ -79,15 +79,15 @@ class Validator:
         return float(state.accelerator.reduce(total, reduction="sum")) / self.rows.label_count()
 
 
-def in_fields(metrics: Mapping[str, float]) -> list[str]:
+def as_fields(metrics: Mapping[str, float]) -> list[str]:
     """Metrics of `Validator.measure` in words."""
-    found = [f"validation_loss {format_value(metrics['validation_loss'], 'loss')}"]
+    fields = [f"validation_loss {format_value(metrics['validation_loss'], 'loss')}"]
     if QUESTIONS in metrics:
         accuracy = format_value(metrics["validation_accuracy"], "accuracy")
         if metrics[QUESTIONS] < FEWEST_FOR_PERCENT:
             accuracy = str(round(metrics["validation_accuracy"] * metrics[QUESTIONS]))
-        found.append(f"accuracy {accuracy} of {metrics[QUESTIONS]:,}")
-    return found
+        fields.append(f"accuracy {accuracy} of {metrics[QUESTIONS]:,}")
+    return fields
 
 
 def _answered(questions: ModelWithQuestions) -> Mean:
