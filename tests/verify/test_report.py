@@ -8,7 +8,7 @@ from compare_kit import CONDITIONS
 from message_kit import says
 from moslora.runs.evaluation import Evaluation
 from moslora.runs.predictions import Prediction, argmax
-from moslora.verify.evidence import alike
+from moslora.verify.evidence import same_answers
 from moslora.verify.report import Report, effects_of
 from moslora.verify.verdict import Verdict
 
@@ -27,7 +27,7 @@ def test_answers_of_a_server_are_held_against_a_runs():
     server = Evaluation.of(Path(), CONDITIONS, theirs)
     effects = effects_of(server, run)
     assert effects["accuracy"].difference == pytest.approx(1 / 3)
-    same = alike(server, run)
+    same = same_answers(server, run)
     assert len(same) == 4
     quantised = Verdict("quantised", "consistent with a quantisation")
     found = Report("http://here", "", Path("run"), 6, 6, len(same), "asked as tokens", effects, quantised, None, 0.0)
@@ -42,4 +42,4 @@ def test_texts_that_name_no_option_are_the_same_if_one_begins_the_other():
         Evaluation.of(Path(), CONDITIONS, [Prediction(f"a/{n}", "a", 0, None, text=one) for n, one in enumerate(texts)])
         for texts in zip(*pairs, strict=True)
     )
-    assert alike(ours, theirs) == alike(theirs, ours) == {"a/0", "a/3"}
+    assert same_answers(ours, theirs) == same_answers(theirs, ours) == {"a/0", "a/3"}

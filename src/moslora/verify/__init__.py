@@ -1,1 +1,1 @@
-"""A server against a run: what it computes, by its answers to questions that the run has answered."""
+"""Verify what a server computes: compare its answers with those of a run, its base and its checkpoints."""

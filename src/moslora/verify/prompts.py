@@ -1,146 +1,124 @@
-"""Whether the server makes the run's own prompt of a text and of a chat, told by its own answers.
+"""Test whether a server makes the run's own prompt of a text and of a chat.
 
-The same server is asked the same questions as tokens and as text. Its rounding is the same, so that answers that differ
-come from other tokens.
+The same server continues the same questions, sent as tokens and as text or as a chat. Its rounding is the same for
+both, so different continuations come from different tokens.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from moslora.data.encode import EncodedText
 from moslora.evaluation.evaluator import PreparedQuestions
 from moslora.evaluation.model import Served, each_reply
 from moslora.evaluation.scorers import EncodedQuestion
 from moslora.evaluation.server import Misread, Refused, Reply
-from moslora.prompts.formats import Format
 from moslora.prompts.instructions import instruction
-from moslora.runs.predictions import Prediction
-from moslora.verify.fit import centered, distance, size
+from moslora.verify.fit import size
 from moslora.verify.verdict import FEWEST, MOST, Verdict
 
 PROBES = 16
-"""Questions that are asked again in another way."""
+"""Number of answered questions that are continued in another form."""
 
-SHORT = 8
-"""Tokens of the beginning of an answer, which is compared with a chat's: later ones cannot be asked for there."""
-
-Answers = Mapping[str, Any]
-"""The scores of each question's options by id, or its text."""
+BEGINNING = 8
+"""Number of tokens of each continuation."""
 
 
 @dataclass(frozen=True)
 class PromptTests:
-    """A server that has answered, and is asked some of the questions again.
+    """A server that has answered questions, and continues some of them in other forms.
 
     Attributes:
-        served: how it was asked.
+        served: the server, in the form in which it was asked.
         prepared: the questions that it was asked.
-        answers: the server's scores or texts by id.
-        tolerance: what rounding explains of a distance, in nats; 0 if the server tells no log-probabilities.
+        answered: ids of the questions that it has answered.
+        tolerance: largest distance that rounding explains, in nats; 0 if the server returns no log-probabilities.
     """
 
     served: Served
     prepared: PreparedQuestions
-    answers: Answers
+    answered: frozenset[str]
     tolerance: float
 
     @cached_property
     def probes(self) -> list[EncodedQuestion]:
-        """Those answered questions that are asked again."""
-        answered = [question for question in self.prepared.encoded() if question.example.id in self.answers]
+        """Answered questions that are continued in another form."""
+        answered = [question for question in self.prepared.encoded() if question.example.id in self.answered]
         return answered[:: max(1, len(answered) // PROBES)][:PROBES]
 
     @property
-    def format(self) -> Format:
-        """The format of the run's prompts."""
-        return self.prepared.tasks[0].scorer.format
+    def is_chat(self) -> bool:
+        """Whether the run's prompts are made by its chat template."""
+        return self.prepared.tasks[0].scorer.format.name == "chat"
 
     def verdict(self, verdict: Verdict) -> Verdict:
-        """The verdict on the answers, or that the server makes another prompt than the run's; and where that could not
-        be tested, that this is undecided."""
+        """Return the ``verdict`` on the answers, a verdict that the server makes another prompt than the run's, or that
+        this is undecided because it could not be tested."""
         if not verdict.agrees:
             return verdict
         if self.served.without_bos:
             return _another("when it is sent as tokens", "tokens without their BOS")
         if not self.served.as_text:
-            verdict = self._of_text(verdict)
-        if verdict.agrees and self.format.name == "chat":
-            verdict = self._by_beginnings("in a chat", self._begun_in_chat, verdict)
+            as_text = replace(self.served, as_text=True)
+            verdict = self._compare("when it is sent as text", lambda each: self._continued(each, as_text), verdict)
+        if verdict.agrees and self.is_chat:
+            verdict = self._compare("in a chat", self._continued_in_chat, verdict)
         return verdict
 
-    def _of_text(self, verdict: Verdict) -> Verdict:
-        """Of prompts that are sent as text: their answers must be those of tokens."""
-        how = "when it is sent as text"
-        as_text = replace(self.served, as_text=True)
-        probes = self.prepared.only({question.example.id for question in self.probes})
-        others = answers_of(probes.ask(as_text))
-        if len(others) < FEWEST:  # where an option begins, a text may lead to other tokens
-            return self._by_beginnings(how, lambda question: self._begun(question, as_text), verdict)
-        return verdict if self._are_same(self.answers, others) else _another(how, "tokens")
+    def _compare(self, how: str, continued: Callable[[EncodedQuestion], Reply], verdict: Verdict) -> Verdict:
+        """The ``verdict``, if the probes are ``continued`` as they are behind the run's own prompt."""
+        another = _another(how, "text" if self.served.as_text else "tokens")
 
-    def _are_same(self, one: Answers, other: Answers) -> bool:
-        """Whether two models, or one in two ways, answer the questions that both answer alike; false of too few."""
-        both = one.keys() & other.keys()
-        if len(both) < FEWEST:
-            return False
-        if not self.tolerance:
-            return sum(one[id] == other[id] for id in both) >= MOST * len(both)
-        return _distance(one, other) <= self.tolerance
-
-    def _by_beginnings(self, how: str, begun: Callable[[EncodedQuestion], Reply], verdict: Verdict) -> Verdict:
-        """Of prompts that reach the server in another way: an answer must begin there as behind the run's template."""
-
-        def asked_twice(question: EncodedQuestion) -> tuple[Reply, Reply] | Refused:
+        def both(question: EncodedQuestion) -> tuple[Reply, Reply] | Refused:
             try:
-                return begun(question), self._begun(question, self.served)
+                return continued(question), self._continued(question, self.served)
             except Refused as refusal:
                 return refusal
 
-        both = []
+        pairs = []
         reason = ""
-        for reply in each_reply(asked_twice, self.probes, at_once=self.served.at_once):
+        for reply in each_reply(both, self.probes, at_once=self.served.at_once):
             if isinstance(reply, Misread):
-                return _another(how, "text" if self.served.as_text else "tokens")
+                return another
             if isinstance(reply, Refused):
                 reason = str(reply)
             else:
-                both.append(reply)
-        if len(both) < FEWEST:
+                pairs.append(reply)
+        if len(pairs) < FEWEST:
             return Verdict("undecided", f"{verdict.says}; but the prompt {how} could not be tested ({reason})")
-        alike = [(one, other) for one, other in both if (one.text or "") == (other.text or "")]
-        moved = []
+        alike = [(one, other) for one, other in pairs if (one.text or "") == (other.text or "")]
+        differences = []
         for one, other in alike:
             for first, second in zip(one.written, other.written, strict=False):  # one may have the end's, too
                 if first.logprob is not None and second.logprob is not None:
-                    moved.append(first.logprob - second.logprob)
-        is_near = not moved or size([np.array(moved)]) <= self.tolerance
-        if len(alike) >= MOST * len(both) and is_near:
-            return verdict
-        return _another(how, "text" if self.served.as_text else "tokens")
+                    differences.append(first.logprob - second.logprob)
+        is_near = not differences or size([np.array(differences)]) <= self.tolerance
+        return verdict if is_near and len(alike) >= MOST * len(pairs) else another
 
-    def _begun_in_chat(self, question: EncodedQuestion) -> Reply:
-        """What follows a user's message in the server's own template."""
+    def _continued_in_chat(self, question: EncodedQuestion) -> Reply:
+        """The beginning of the answer to a user's message, in the server's own template."""
         message = {"role": "user", "content": instruction(question.example)}
-        body: dict[str, Any] = {"messages": [message], "max_tokens": SHORT, "temperature": 0}
+        body: dict[str, Any] = {"messages": [message], "max_tokens": BEGINNING, "temperature": 0}
         if self.tolerance:
             body |= {"logprobs": True, "top_logprobs": 1}
-        prompt = self._prompt(question)
-        if prompt.truncated:
+        if question.truncated:
             raise Refused("a chat is not cut as the run's prompts are")
-        return self.served.server.ask("chat/completions", body).of_prompt(len(prompt.ids))
+        return self.served.server.ask("chat/completions", body).of_prompt(len(self._prompt(question)))
 
-    def _begun(self, question: EncodedQuestion, served: Served) -> Reply:
-        """What follows the run's own template."""
-        told = {"logprobs": 1} if self.tolerance else {}
-        return served.complete(self._prompt(question).ids, max_tokens=SHORT, **told)
+    def _continued(self, question: EncodedQuestion, served: Served) -> Reply:
+        """The beginning of the answer behind the run's own template."""
+        fields = {"logprobs": 1} if self.tolerance else {}
+        return served.complete(self._prompt(question), max_tokens=BEGINNING, **fields)
 
-    def _prompt(self, question: EncodedQuestion) -> EncodedText:
-        """The run's own template, behind which an answer is written."""
-        return self.prepared.encoder.encode(self.format.generation_prompt(question.example), "", eos=False)
+    def _prompt(self, question: EncodedQuestion) -> list[int]:
+        """Prompt of a question as tokens. In a chat it ends where the answer begins, as in the server's template."""
+        if not self.is_chat:
+            return question.pairs[0][0]
+        task = self.prepared.tasks[0]
+        prompt = task.scorer.format.generation_prompt(question.example)
+        return self.prepared.encoder.encode(prompt, "", eos=False).ids
 
 
 def _another(how: str, form: str) -> Verdict:
@@ -149,14 +127,3 @@ def _another(how: str, form: str) -> Verdict:
         f"the prompt is another one {how}: another template or tokenizer, BOS twice or missing; sent as {form} it gives"
         " this run's answers",
     )
-
-
-def answers_of(predictions: Iterable[Prediction]) -> Answers:
-    """Those to the questions that were not refused."""
-    return {each.id: each.scores or each.text for each in predictions if not each.refused}
-
-
-def _distance(one: Answers, other: Answers) -> float:
-    """Of the questions that both answer."""
-    both = [id for id in one if id in other]
-    return distance(centered([one[id] for id in both]), centered([other[id] for id in both]))

@@ -1,4 +1,4 @@
-"""What a verification has found: the lines that are printed, and the same as JSON."""
+"""The report of a verification, as printed lines and as JSON."""
 
 import json
 from collections.abc import Mapping
@@ -15,25 +15,25 @@ from moslora.verify.fit import Fit
 from moslora.verify.verdict import Verdict
 
 REPORT = "verification.json"
-"""In the folder of a verification."""
+"""File of the report in the folder of a verification."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """A server against a run.
+    """Comparison of a server with a run.
 
     Attributes:
-        server: its address.
-        model: the model's name there.
+        server: address of the server.
+        model: the model's name on the server.
         evaluation: folder of the run's answers.
-        asked: questions that the server was sent.
-        answered: those that it answered.
-        same: those of them that it answers with the run's option.
-        how: how it was asked, and its log-probabilities read.
-        effects: outcome -> the server's minus the run's, of the tasks' mean; those that have two questions a task.
-        verdict: what it computes.
-        fit: how much of the adapter it computes; ``None`` without the base's answers, and of texts.
-        tolerance: what rounding explains of a distance, in nats.
+        asked: number of questions that were sent.
+        answered: number of questions that the server answered.
+        same: number of questions that the server answers as the run does.
+        how: form of the prompts, and of the log-probabilities, in words.
+        effects: outcome -> the server's minus the run's, as the mean over tasks with at least two questions.
+        verdict: what the server computes.
+        fit: share of the adapter that it computes; ``None`` without the base's answers, and where only texts are known.
+        tolerance: largest distance that rounding explains, in nats.
     """
 
     server: str
@@ -50,7 +50,7 @@ class Report:
 
     @property
     def printed(self) -> list[str]:
-        """What is printed, the verdict last."""
+        """Printed lines, the verdict last."""
         lines = [
             f"{self.server} {printable(self.model)}".rstrip() + f" against {self.evaluation}",
             f"{counted(self.asked, 'question')} {self.how}; {self.answered} answered",
@@ -64,7 +64,7 @@ class Report:
         return lines
 
     def to_json(self) -> str:
-        """All numbers, for a program."""
+        """The report as JSON, for a program."""
         shown = self.effects.items()
         effects = {name: {"difference": each.difference, "interval": each.interval} for name, each in shown}
         verdict = {"verdict": self.verdict.kind, "says": self.verdict.says, "passed": self.verdict.passed}
@@ -73,7 +73,7 @@ class Report:
 
 
 def effects_of(server: Evaluation, run: Evaluation) -> dict[str, Effect]:
-    """The server's outcomes minus the run's, the mean over tasks."""
+    """The server's outcomes minus the run's, as means over tasks."""
     questions = {task: answers.ids for task, answers in server.tasks.items() if answers.cluster_count > 1}
     theirs = server.only(questions)
     ours = run.only(questions)

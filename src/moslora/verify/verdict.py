@@ -1,4 +1,4 @@
-"""What a server computes, by its answers: the verdict, one sentence that names the model or the fault."""
+"""Judge what a server computes by its answers: a verdict names the model or the fault, with the numbers behind it."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -25,44 +25,45 @@ Kind = Literal[
 ]
 
 ROUNDING: Mapping[str, float] = {"float32": 0.001, "float16": 0.012, "bfloat16": 0.05}
-"""Rounding of a token's log-probability by the dtype of a model: root mean square, nats. That of a text grows with the
-root of its tokens."""
+"""Rounding of a token's log-probability by the dtype of a model: root mean square, in nats. The rounding of a text
+grows with the root of its number of tokens."""
 
 SCALE_OFF = 0.015
-"""Smallest |k − 1| that is called a wrong scale, as far as the interval shows it; twice as much where rounding explains
-the distance."""
+"""Smallest distance of k's interval from 1 that is called a wrong scale; twice as much where rounding explains the
+distance of the answers."""
 
 SCALE_LEFT = 1.5
-"""What a wrong scale leaves beside k, at most, in units of |1 − k| · effect: answers are no straight line in it."""
+"""Largest residual of a wrong scale, in units of |1 − k| · effect: answers are not linear in the scale."""
 
 NOTHING = 0.1
 """Largest |k| of a server that computes the base."""
 
 WIDEST = 0.2
-"""Largest width of the interval of k that decides anything."""
+"""Largest width of the interval of k that allows a verdict."""
 
 BEYOND = 4
-"""How many times as far as rounding explains questions beyond a context's end are from the run, at least: long options
-are a little farther off in any case."""
+"""Smallest distance of questions beyond a context's end, in units of the tolerance: long options are always a little
+farther from the run."""
 
 MOST = 0.7
-"""Share of equal texts of one model: rounding may change any of the greedy choices behind a text."""
+"""Smallest share of equal texts of one and the same model: rounding may change any of a text's greedy choices."""
 
 FEWEST_IN_ALL = 8
-"""Fewest questions that any verdict on log-probabilities is read from."""
+"""Smallest number of answered questions that allows a verdict."""
 
 FEWEST = 4
-"""Fewest questions on either side of a context's end, or that differ between run and base, that show anything."""
+"""Smallest number of questions on either side of a context's end, of questions that run and base answer differently,
+and of tested prompts."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a server computes.
+    """Verdict on what a server computes.
 
     Attributes:
         kind: the run, or a fault.
-        says: the same in a sentence, with the numbers behind it.
-        agrees: nothing in its answers speaks against the run, also where they do not decide for it.
+        says: the verdict as a sentence, with the numbers behind it.
+        agrees: whether nothing in the answers speaks against the run, even if they do not prove it.
     """
 
     kind: Kind
@@ -71,21 +72,22 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
+        """Whether the server computes the run."""
         return self.kind == "run"
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """The answers that a verdict is read from, to the same questions.
+    """Answers of several models to the same questions.
 
     Attributes:
-        server: of the server.
-        run: of the run.
-        base: of its base; ``None`` if it was not asked.
-        checkpoints: of the run's checkpoints, by name.
-        lengths: tokens of each question.
-        tolerance: what rounding explains of a distance, in nats.
-        dtype: of the server, as far as it is known.
+        server: answers of the server.
+        run: answers of the run.
+        base: answers of the run's base; ``None`` if it was not asked.
+        checkpoints: answers of the run's checkpoints, by name.
+        lengths: number of tokens of each question.
+        tolerance: largest distance that rounding explains, in nats.
+        dtype: precision of the server, as far as it is known.
     """
 
     server: Centered
@@ -98,13 +100,12 @@ class Evidence:
 
 
 def tolerance(*, margins: Sequence[float], tokens: Sequence[int], dtypes: Sequence[str]) -> float:
-    """What rounding explains of a distance, root mean square over options, in nats.
+    """Largest distance that rounding explains: root mean square over options, in nats.
 
     Args:
-        margins: of each option, how far rounding has moved a margin in its task's evaluation, which is the difference
-            of two options.
-        tokens: of each option, those that are scored.
-        dtypes: of the run and of the server.
+        margins: for each option, the recorded change of a margin (a difference of two options) by rounding.
+        tokens: for each option, the number of scored tokens.
+        dtypes: precisions of the run and of the server.
     """
     of_a_token = max(ROUNDING.get(dtype, ROUNDING["float32"]) for dtype in dtypes)
     of_drift = math.sqrt(math.fsum(margin**2 for margin in margins) / len(margins) / 2)
@@ -112,7 +113,7 @@ def tolerance(*, margins: Sequence[float], tokens: Sequence[int], dtypes: Sequen
 
 
 def judge(evidence: Evidence) -> tuple[Verdict, Fit | None]:
-    """The verdict, and the fit that it is read from, if the base has answered."""
+    """Return the verdict, and the fit behind it if the base has answered."""
     if len(evidence.lengths) < FEWEST_IN_ALL:
         return _too_few(len(evidence.lengths)), None
     most = evidence.tolerance
@@ -129,12 +130,13 @@ def judge(evidence: Evidence) -> tuple[Verdict, Fit | None]:
 
 
 def _too_few(count: int) -> Verdict:
+    """Verdict on fewer answers than can be judged."""
     return Verdict("undecided", f"{counted(count, 'question')}: at least {FEWEST_IN_ALL} are needed; raise --limit")
 
 
 def _judge(evidence: Evidence, fitted: Fit, distance_in_words: str) -> Verdict:
-    """The first of these that fits: another checkpoint that is known, the run, its base, a wrong scale, another model,
-    a quantisation, another checkpoint."""
+    """Return the first verdict that fits: an evaluated checkpoint, the run, its base, a wrong scale, another model, a
+    quantisation, another checkpoint."""
     low, high = fitted.interval
     most = evidence.tolerance
     numbers = f"k = {fitted.k:.2f} ({low:.2f} to {high:.2f}), {distance_in_words}"
@@ -144,7 +146,7 @@ def _judge(evidence: Evidence, fitted: Fit, distance_in_words: str) -> Verdict:
         if off <= most and off < fitted.distance / 2:
             says = f"another checkpoint: computes {name} of this run, {off:.2g} nats from its answers; {numbers}"
             return Verdict("checkpoint", says)
-    # As far as questions and rounding tell: the server may compute the whole adapter, or k is so far from 1.
+    # Rounding of the run may have made k smaller by the attenuation.
     may_be_all = low <= 1 <= high + fitted.attenuation
     scale_off = 0.0 if may_be_all else min(abs(fitted.k - 1), abs(fitted.k + fitted.attenuation - 1))
     if is_close and may_be_all and high - low + fitted.attenuation > WIDEST:
@@ -153,7 +155,7 @@ def _judge(evidence: Evidence, fitted: Fit, distance_in_words: str) -> Verdict:
     if is_close and scale_off <= 2 * SCALE_OFF:
         return Verdict("run", f"computes this run, as close as {evidence.dtype} allows: {numbers}", agrees=True)
     is_near_base = fitted.from_base <= most and low - fitted.attenuation <= NOTHING and not may_be_all
-    is_around_base = abs(fitted.k) <= NOTHING and fitted.left <= fitted.effect / 2  # as a quantisation is
+    is_around_base = abs(fitted.k) <= NOTHING and fitted.left <= fitted.effect / 2  # a quantised base is
     if is_near_base or is_around_base:
         fix = "load the adapter, or serve the merged model"
         return Verdict("base", f"computes its base, the adapter is not applied: {numbers}; {fix}")
@@ -170,7 +172,7 @@ def _judge(evidence: Evidence, fitted: Fit, distance_in_words: str) -> Verdict:
 
 
 def _not_seen_beside_base(numbers: str, *, is_close: bool) -> Verdict:
-    """Without the base never the run: it may be as close, where the adapter moves these answers little."""
+    """Verdict without the base's answers, which may be as close to the server's as the run's answers are."""
     if is_close:
         says = f"nothing speaks against this run: {numbers}; but its base may be as close"
         return Verdict("undecided", says, agrees=True)
@@ -178,7 +180,7 @@ def _not_seen_beside_base(numbers: str, *, is_close: bool) -> Verdict:
 
 
 def _context(evidence: Evidence) -> Verdict | None:
-    """Verdict that the context is cut: short questions agree, and every longer one is farther off than all of these."""
+    """Verdict that the context is cut, if all short questions agree and every longer one is farther off."""
     order = np.argsort(evidence.lengths, kind="stable")
     lengths = np.array(evidence.lengths)[order]
     off = distances(evidence.server, evidence.run)[order]
@@ -197,14 +199,14 @@ def _context(evidence: Evidence) -> Verdict | None:
 
 @dataclass(frozen=True)
 class TextEvidence:
-    """Answers that were read from texts.
+    """Numbers of questions that a server answers in texts.
 
     Attributes:
-        questions: their number.
-        like_run: those that are answered as by the run.
+        questions: answered questions.
+        like_run: questions that are answered as by the run.
         differing: questions that run and base answer differently; ``None`` if the base was not asked.
-        differing_like_run: those of them that are answered as by the run.
-        differing_like_base: the same of its base.
+        differing_like_run: differing questions that are answered as by the run.
+        differing_like_base: differing questions that are answered as by the base.
     """
 
     questions: int
@@ -215,20 +217,19 @@ class TextEvidence:
 
 
 def judge_texts(evidence: TextEvidence) -> Verdict:
-    """The verdict on texts. It is never the run: they show no scale and no quantisation, so that they may be the same
-    where the model is another one."""
+    """Return the verdict on texts. It is never "run", because texts show neither scale nor quantisation."""
     if evidence.questions < FEWEST_IN_ALL:
         return _too_few(evidence.questions)
     said = f"the run's answer to {evidence.like_run} of {evidence.questions} questions"
-    alike = evidence.like_run >= MOST * evidence.questions
+    is_close = evidence.like_run >= MOST * evidence.questions
     if evidence.differing is None:
-        return _not_seen_beside_base(said, is_close=alike)
+        return _not_seen_beside_base(said, is_close=is_close)
     if evidence.differing < FEWEST:
         return Verdict("undecided", f"{said}, but run and base differ in {evidence.differing} only; raise --limit")
     said += f", and to {evidence.differing_like_run} of the {evidence.differing} that its base answers differently"
     if evidence.differing_like_base >= MOST * evidence.differing:
         return Verdict("base", f"computes its base, the adapter is not applied: {said}")
-    if alike and evidence.differing_like_run >= MOST * evidence.differing:
+    if is_close and evidence.differing_like_run >= MOST * evidence.differing:
         unseen = "but texts alone show no scale, no quantisation and no nearby checkpoint, so it may be another one"
         return Verdict("undecided", f"answers as this run: {said}; {unseen}", agrees=True)
     return Verdict("another model", f"another model, or another prompt: {said}")

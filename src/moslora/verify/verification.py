@@ -1,6 +1,6 @@
-"""``moslora verify``: a server is asked what a model has answered, and the two are compared.
+"""``moslora verify``: ask a server the questions that a model has answered, and compare both.
 
-What the model or its base has not answered yet is asked first, here, as by ``moslora eval``.
+Questions that the model or its base has not answered yet are scored first on this machine, as by ``moslora eval``.
 """
 
 import math
@@ -28,14 +28,13 @@ from moslora.runs.evaluation import Evaluation, is_finished, questions_in_common
 from moslora.runs.origin import read_origin
 from moslora.runs.predictions import Prediction
 from moslora.runs.run import PREDICTIONS, RESULTS, SETTINGS, Run, base_of, result_of
-from moslora.tasks import COMMONSENSE
-from moslora.verify.evidence import alike, evidence, text_evidence
-from moslora.verify.prompts import PromptTests, answers_of
+from moslora.verify.evidence import evidence, same_answers, text_evidence
+from moslora.verify.prompts import PromptTests
 from moslora.verify.report import REPORT, Report, effects_of
 from moslora.verify.verdict import Verdict, judge, judge_texts
 
 DEFAULT_QUESTIONS = 64
-"""Questions of all tasks together, unless a limit is typed."""
+"""Default number of questions of all tasks together."""
 
 
 def verify(
@@ -51,71 +50,69 @@ def verify(
     out: Path | None = None,
     trust_remote_code: bool = False,
 ) -> Report:
-    """Asks the server at an address the questions that the model at ``path`` and its base have answered, or answer
-    now, and compares.
+    """Compare the server at ``address`` with the model at ``path`` and its base, by answers to the same questions.
 
     Args:
-        path: of a run, an adapter folder, or a model, such as a merged one.
-        address: of the server.
-        model: its name there; ``None`` for its only one.
-        tasks: separated by commas; ``None`` for those of the evaluation, else of the recipe, else the eight sets.
-        limit: the first questions of each task; ``None`` for 64 in all, 0 for all.
+        path: a run, an adapter folder, or a model, such as a merged one.
+        address: address of the server.
+        model: the model's name on the server; ``None`` if the server has only one.
+        tasks: names of tasks, separated by commas; ``None`` for those evaluated, else the recipe's.
+        limit: number of questions of each task; ``None`` for 64 in all, 0 for all.
         evaluation: name of the evaluation's folder; ``None`` for the only one, or the recipe's.
-        dtype: of the server; ``None`` for the evaluation's.
-        at_once: questions asked at the same time.
-        out: folder of the server's answers; ``None`` for one in the run's.
-        trust_remote_code: the model's own code may run.
+        dtype: precision of the server; ``None`` for the evaluation's.
+        at_once: number of questions asked at the same time.
+        out: folder of the server's answers; ``None`` for one in the run.
+        trust_remote_code: allow the model's own Python code.
 
     Raises:
-        UsageError: the model was asked in a way that no server repeats, or before it was trained further; several
-            models and none is named.
-        Unavailable: the server does not answer; what it has answered is kept.
+        UsageError: no server can be asked as the model was; the model was trained further since its evaluation; the
+            server has several models and ``model`` names none.
+        Unavailable: the server does not answer; its answers so far are kept.
     """
     target, folder = open_as_evaluated(path, evaluation, trust_remote_code=trust_remote_code)
-    names = there = _answered_in(folder)
-    if tasks or not names:
-        asked = target.tasks_to_ask(tasks)
-        names = [task.name for task in asked if not (task.is_text or task.is_open_ended)]
-    if tasks and not names:
-        raise UsageError(f"--tasks {tasks}: has no options; choose tasks whose questions have some")
-    names = names or [*COMMONSENSE]
+    evaluated = _evaluated_tasks(folder)
+    names = evaluated
+    if tasks or not evaluated:
+        chosen = target.tasks_to_ask(tasks)
+        names = [task.name for task in chosen if not (task.is_text or task.is_open_ended)]
+    if not names:
+        raise UsageError("--tasks: choose tasks whose questions have options")
     if limit is None:
         limit = math.ceil(DEFAULT_QUESTIONS / len(names))
     server = open_server(address, model)
-    missing = [name for name in names if name not in there]
+    missing = [name for name in names if name not in evaluated]
     if missing:
         _score(target, missing, limit=limit, out=folder)
-    chosen = read_evaluation(folder).restricted_to(names, limit or None)
-    known = with_base(chosen)
-    if known.base is None:
+    answers = read_evaluation(folder).restricted_to(names, limit or None)
+    run = with_base(answers)
+    if run.base is None:
         try:
-            most = max(len(answers.ids) for answers in chosen.tasks.values())
-            _score(_base_of(target), list(chosen.tasks), limit=most, out=base_of(folder))
-            known = with_base(chosen)
+            most = max(len(of_task.ids) for of_task in answers.tasks.values())
+            _score(_base_of(target), list(answers.tasks), limit=most, out=base_of(folder))
+            run = with_base(answers)
         except MosloraError as fault:
             note(f"its base was not asked, so that no server is called the run: {first_line(fault)}")
-    prepared = prepare_questions(target, chosen, ServerSource(server, at_once))
+    prepared = prepare_questions(target, answers, ServerSource(server, at_once))
     home = target.run.path if target.run else folder.parent
     out = out or home / "verify" / f"{name_of(server)}-{folder.name}"
     refuse_other_scores(out)
-    assert chosen.weights is not None
-    own_dtype: DType = "bfloat16" if chosen.weights.dtype == "bfloat16" else "float16"  # servers have no float32
+    assert run.weights is not None
+    dtype = dtype or ("bfloat16" if run.weights.dtype == "bfloat16" else "float16")  # servers have no float32
     with locked(out):
-        if (out / REPORT).exists():  # the server may have been mended since; one that was interrupted goes on
+        if (out / REPORT).exists():  # the server may have been repaired since; an interrupted verification goes on
             for name in (REPORT, PREDICTIONS, SETTINGS, RESULTS):
                 (out / name).unlink(missing_ok=True)
-        served = open_served(
-            server, prepared.encoder, [question.pairs for question in prepared.encoded()], at_once=at_once
-        )
+        pairs = [question.pairs for question in prepared.encoded()]
+        served = open_served(server, prepared.encoder, pairs, at_once=at_once)
         results = prepared.answer(served, prepared.open_journal(out, {}))
-        report = _report(served, prepared, results.predictions, known, dtype=dtype or own_dtype)
+        report = _report(served, prepared, results.predictions, run, dtype=dtype)
         write_text(out / REPORT, report.to_json())
     return report
 
 
 def open_as_evaluated(path: Path, evaluation: str | None, *, trust_remote_code: bool = False) -> tuple[Target, Path]:
-    """Return the model at ``path``, which is asked as in its evaluation of this name, and the evaluation's folder. By
-    default it is the only one, or the recipe's, which may be still to come."""
+    """Return the model at ``path`` with the settings of one of its evaluations, and the evaluation's folder. By default
+    it is the only evaluation, or the recipe's, which need not exist yet."""
     target = open_target(str(path), trust_remote_code=trust_remote_code)
     run = Run(path)
     if evaluation or any(result_of(folder) == folder for folder in run.evaluations):
@@ -132,11 +129,11 @@ def open_as_evaluated(path: Path, evaluation: str | None, *, trust_remote_code: 
     return replace(target, request=request), target.results_folder(request, None)
 
 
-def _answered_in(folder: Path) -> list[str]:
-    """The tasks with options that the model has answered there.
+def _evaluated_tasks(folder: Path) -> list[str]:
+    """Tasks with options that the model has answered in ``folder``.
 
     Raises:
-        UsageError: the answers are a server's, or of weights that are gone.
+        UsageError: a server gave the answers, or weights that are gone.
     """
     if not (folder / PREDICTIONS).is_file():
         return []
@@ -149,17 +146,17 @@ def _answered_in(folder: Path) -> list[str]:
 
 
 def _score(target: Target, tasks: Sequence[str], *, limit: int, out: Path) -> None:
-    """Asks a model the first questions of these tasks, as by ``moslora eval``."""
+    """Score a model on the first questions of these tasks, as ``moslora eval`` does."""
     say(f"first scoring {limit or 'all'} questions of each of {some(tasks, most=8)}, kept in {out}")
     how = target.request.model_dump(exclude={"tasks", "limit"})
     evaluate_target(target, tasks=tasks, out=out, limit=limit or None, **how)
 
 
 def _base_of(target: Target) -> Target:
-    """The base of a run, or of a model that was merged from one.
+    """Base of a run, or of a model that was merged from a run.
 
     Raises:
-        MosloraError: it is not known, or not here.
+        MosloraError: the base is unknown, or not on this machine.
     """
     if target.trained is not None:
         return replace(target, base=True)
@@ -174,59 +171,59 @@ def _base_of(target: Target) -> Target:
     for name in names:
         if available_offline(name) and fingerprint(name) == origin.fingerprint:
             return replace(target, model=target.model.model_copy(update={"name": name}))
-    raise MosloraError(f"{merged}: was merged from {origin.base}, which is not here")
+    raise MosloraError(f"{merged}: was merged from {origin.base}, which is not on this machine")
 
 
-def with_base(chosen: Evaluation) -> Evaluation:
-    """The answers of a run that a server's are compared with, and those of its base, if it has answered all."""
-    return replace(chosen, base=_same_questions(base_of(chosen.folder), chosen))
+def with_base(answers: Evaluation) -> Evaluation:
+    """Return a run's answers with those of its base, if the base has answered all of the same questions."""
+    return replace(answers, base=_same_questions(base_of(answers.folder), answers))
 
 
-def checkpoints_of(chosen: Evaluation) -> dict[str, Evaluation]:
-    """Name of a checkpoint -> its answers to the same questions, where it has answered all."""
-    folder = chosen.folder
+def checkpoints_of(run: Evaluation) -> dict[str, Evaluation]:
+    """Answers of each checkpoint that was asked all questions of ``run``, by the checkpoint's name."""
+    folder = run.folder
     checkpoints = {}
     for other in Run(folder.parent.parent).evaluations:
         if result_of(other) == folder and other not in (folder, base_of(folder)):
-            answers = _same_questions(other, chosen)
+            answers = _same_questions(other, run)
             if answers is not None:
                 checkpoints[other.name.removeprefix(f"{folder.name}-")] = answers
     return checkpoints
 
 
-def _same_questions(folder: Path, chosen: Evaluation) -> Evaluation | None:
-    """The finished answers of another model in ``folder`` to the questions of ``chosen``; ``None`` if it has not
-    answered all of them, or is a server."""
+def _same_questions(folder: Path, run: Evaluation) -> Evaluation | None:
+    """Finished answers of another model in ``folder`` to the questions of ``run``; ``None`` if some are missing, or a
+    server gave them."""
     if not is_finished(folder):
         return None
-    answered = read_evaluation(folder)
-    wanted = {task: set(answers.ids) for task, answers in chosen.tasks.items()}
-    if answered.weights is None or questions_in_common([answered, chosen])[0] != wanted:
+    other = read_evaluation(folder)
+    wanted = {task: set(answers.ids) for task, answers in run.tasks.items()}
+    if other.weights is None or questions_in_common([other, run])[0] != wanted:
         return None
-    return answered.only(wanted)
+    return other.only(wanted)
 
 
-def prepare_questions(target: Target, chosen: Evaluation, source: ServerSource) -> PreparedQuestions:
+def prepare_questions(target: Target, run: Evaluation, source: ServerSource) -> PreparedQuestions:
     """Return the questions that ``target`` (`open_as_evaluated`) has answered, to be asked of a server in the same way.
 
     Raises:
         MosloraError: the questions, the tokenizer or the chat template have changed since.
     """
-    assert chosen.conditions is not None
-    tasks = target.tasks_to_ask(list(chosen.tasks))
+    assert run.conditions is not None
+    tasks = target.tasks_to_ask(list(run.tasks))
     questions = {task.name: load_examples(task, "test", source=target.request.source) for task in tasks}
     prepared = prepare(target, source, questions, target.request)
-    changed = differences(chosen.conditions, prepared.conditions, Changes.QUESTIONS, Changes.TOKENS)
+    changed = differences(run.conditions, prepared.conditions, Changes.QUESTIONS, Changes.TOKENS)
     if changed:
         what = some(changed, separator="; ")
-        raise MosloraError(f"{chosen.folder}: changed since ({what}); remove this folder and verify again")
-    return prepared.only({id for answers in chosen.tasks.values() for id in answers.ids})
+        raise MosloraError(f"{run.folder}: changed since ({what}); remove this folder and verify again")
+    return prepared.only({id for answers in run.tasks.values() for id in answers.ids})
 
 
 def _report(
     served: Served, prepared: PreparedQuestions, predictions: Sequence[Prediction], run: Evaluation, *, dtype: DType
 ) -> Report:
-    """The numbers of the server's answers, and the verdict on them."""
+    """Report of a server's answers, with the verdict."""
     server = Evaluation.of(run.folder, prepared.conditions, predictions, run.records)
     questions = prepared.encoded()
     fit = None
@@ -234,32 +231,31 @@ def _report(
     if served.reading is None:
         verdict = judge_texts(text_evidence(server, run))
     else:
-        told = evidence(questions, server, run, checkpoints=checkpoints_of(run), dtype=dtype)
-        verdict, fit = judge(told)
-        rounding = told.tolerance
-    answers = answers_of(predictions)
+        compared = evidence(questions, server, run, checkpoints=checkpoints_of(run), dtype=dtype)
+        verdict, fit = judge(compared)
+        rounding = compared.tolerance
+    answered = frozenset(prediction.id for prediction in predictions if not prediction.refused)
     if verdict.agrees:
-        verdict = _refused_for_length(questions, answers) or verdict
+        verdict = _refused_for_length(questions, answered) or verdict
     if verdict.kind in ("run", "undecided"):
         verdict = _misread(predictions) or verdict
-    verdict = PromptTests(served, prepared, answers, rounding).verdict(verdict)
     return Report(
         server=served.server.address,
         model=served.server.model,
         evaluation=run.folder,
         asked=len(predictions),
-        answered=len(answers),
-        same=len(alike(server, run)),
+        answered=len(answered),
+        same=len(same_answers(server, run)),
         how=str(served),
         effects=effects_of(server, run),
-        verdict=verdict,
+        verdict=PromptTests(served, prepared, answered, rounding).verdict(verdict),
         fit=fit,
         tolerance=rounding,
     )
 
 
 def _misread(predictions: Sequence[Prediction]) -> Verdict | None:
-    """Verdict that the server reads another prompt than was sent, for some of the questions."""
+    """Verdict that the server reads another prompt than was sent, if this was seen for some of the questions."""
     misread = [each.refused for each in predictions if each.refused.startswith(MISREAD)]
     if not misread:
         return None
@@ -267,7 +263,7 @@ def _misread(predictions: Sequence[Prediction]) -> Verdict | None:
 
 
 def _refused_for_length(questions: Sequence[EncodedQuestion], answered: Collection[str]) -> Verdict | None:
-    """Verdict that the server refuses the longest questions, having ``answered`` all others."""
+    """Verdict that the server's context is too short, if it has answered all questions but the longest."""
     refused = [question.tokens for question in questions if question.example.id not in answered]
     longest = max(question.tokens for question in questions if question.example.id in answered)
     if not refused or min(refused) < longest:

@@ -1,8 +1,7 @@
-"""Which modules of an adapter vLLM applies, found without a server.
+"""Find out without a server which modules of an adapter vLLM applies.
 
-vLLM loads an adapter whose module names it does not know, and then serves the base (vllm-project/vllm#34186). Where
-vLLM is installed, its own loader decides; otherwise the table of
-`moslora.convert.vllm_names`.
+vLLM loads an adapter with module names that it does not know, and then serves the base (vllm-project/vllm#34186). If
+vLLM is installed, its own loader decides; otherwise the table of `moslora.convert.vllm_names`.
 """
 
 import json
@@ -11,27 +10,23 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from safetensors import safe_open
 
 from moslora.base.resolve import locate
 from moslora.base.shapes import read_config
-from moslora.convert.export import export_peft
 from moslora.convert.vllm_names import pattern, patterns_of, version
 from moslora.errors import UsageError, some
 from moslora.recipe import ModelSection
-from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.peft_files import CONFIG, WEIGHTS
-from moslora.runs.run import locate_adapter
 from moslora.verify.vllm_loader import load
 
 REFUSED_SETTINGS = (
     *("use_dora", "lora_bias", "modules_to_save", "alora_invocation_tokens", "layer_replication", "use_bdlora"),
     "use_qalora",
 )
-"""Settings of PEFT with which vLLM refuses an adapter."""
+"""Settings of PEFT that make vLLM refuse an adapter."""
 
 PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
 """Values of ``init_lora_weights`` that leave the base as it is."""
@@ -39,13 +34,13 @@ PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
 
 @dataclass(frozen=True)
 class AppliedModules:
-    """What vLLM does with an adapter.
+    """Modules of an adapter that vLLM applies, and modules that it ignores.
 
     Attributes:
         architecture: class of the base, by its ``config.json``.
-        decided_by: vLLM's own loader, or the table; with the version.
+        decided_by: vLLM's own loader, or the table, with its version.
         applied: modules of the adapter that change the answers.
-        ignored: the other modules.
+        ignored: modules of the adapter that do not.
         refusal: why vLLM does not load the adapter; empty if it does.
     """
 
@@ -57,10 +52,12 @@ class AppliedModules:
 
     @property
     def passed(self) -> bool:
+        """Whether vLLM applies the whole adapter."""
         return bool(self.applied) and not self.ignored and not self.refusal
 
     @property
     def verdict(self) -> str:
+        """One sentence that says what vLLM applies, with the fix."""
         count = len(self.applied) + len(self.ignored)
         if self.refusal:
             return f"vLLM refuses this adapter: {self.refusal}"
@@ -74,38 +71,33 @@ class AppliedModules:
 
     @property
     def printed(self) -> list[str]:
-        """What is printed, the verdict last."""
+        """Printed lines, the verdict last."""
         return [f"{self.architecture}, by {self.decided_by}", self.verdict]
 
     def to_json(self) -> str:
+        """The same facts as JSON, for a program."""
         return json.dumps({**asdict(self), "says": self.verdict, "passed": self.passed}, indent=2) + "\n"
 
 
-def applied_modules(path: Path, *, trust_remote_code: bool = False) -> AppliedModules:
-    """Return which modules vLLM applies of the adapter at ``path``: a run, which is exported for it into a temporary
-    folder, or a folder of PEFT.
+def applied_modules(folder: Path, *, trust_remote_code: bool = False) -> AppliedModules:
+    """Return which modules vLLM applies of the adapter in ``folder``, which has PEFT's format.
 
     Raises:
-        UsageError: ``path`` is neither.
+        UsageError: ``folder`` has no adapter in PEFT's format.
         MosloraError: vLLM is not installed, and the table does not have the base's architecture.
     """
-    if (path / CONFIG).is_file():
-        settings = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-        base = ModelSection(name=settings["base_model_name_or_path"], revision=settings.get("revision"))
-        return _applied(path, settings, base.model_copy(update={"trust_remote_code": trust_remote_code}))
-    folder = locate_adapter(path)
-    with TemporaryDirectory() as scratch:
-        exported = export_peft(folder, out=Path(scratch) / "peft", trust_remote_code=trust_remote_code)
-        settings = json.loads((exported / CONFIG).read_text(encoding="utf-8"))
-        return _applied(exported, settings, open_adapter(folder, trust_remote_code=trust_remote_code).recipe.model)
-
-
-def _applied(folder: Path, settings: dict[str, Any], base: ModelSection) -> AppliedModules:
+    weights = folder / WEIGHTS[0]
+    if not (folder / CONFIG).is_file() or not weights.is_file():
+        export = f"moslora export {folder} --for vllm --out adapter"
+        raise UsageError(f"{folder}: has no {CONFIG} with {weights.name}, PEFT's files; for a run: {export}")
+    settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    base = ModelSection(
+        name=settings["base_model_name_or_path"],
+        revision=settings.get("revision"),
+        trust_remote_code=trust_remote_code,
+    )
     config = read_config(base)
     architecture = (config.architectures or ["no architecture"])[0]
-    weights = folder / WEIGHTS[0]
-    if not weights.is_file():
-        raise UsageError(f"{folder}: no {WEIGHTS[0]}; save the adapter again with PEFT")
     with safe_open(weights, framework="pt") as tensors:
         keys = [*tensors.keys()]
     modules = sorted({re.sub(r"\.lora_\w+(\.weight)?$", "", key).removeprefix("base_model.model.") for key in keys})
@@ -123,12 +115,12 @@ def _applied(folder: Path, settings: dict[str, Any], base: ModelSection) -> Appl
 
 
 def _layer(module: str) -> int:
-    """The first number in a module's name: that of its layer; 0 for other modules."""
+    """Number of a module's layer, the first number in its name; 0 for a module outside the layers."""
     return int(re.search(r"\.(\d+)\.|$", module)[1] or 0)  # type: ignore[index]
 
 
 def _refusal(keys: Sequence[str], settings: dict[str, Any]) -> str:
-    """Why vLLM does not load an adapter with these weights and settings of PEFT."""
+    """Reason why vLLM does not load an adapter with these weights and settings of PEFT; empty if it does."""
     faults = [f"{name} is set" for name in REFUSED_SETTINGS if settings.get(name)]
     if settings.get("peft_type") != "LORA":
         faults.append(f"peft_type is {settings.get('peft_type')}, not LORA")

@@ -1,4 +1,4 @@
-"""vLLM's own loader of adapters, over a model without weights. Imported without vLLM; `load` needs it."""
+"""vLLM's own loader of adapters, over a model without weights. Only its functions need vLLM."""
 
 import os
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from moslora.errors import first_line
 SETTINGS = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
 
 LARGEST_RANK = 512
-"""The largest that vLLM allows."""
+"""Largest rank of an adapter that vLLM allows."""
 
 
 def load(folder: Path, modules: Sequence[str], base: Path | str) -> tuple[str, list[str], str]:
@@ -25,7 +25,7 @@ def load(folder: Path, modules: Sequence[str], base: Path | str) -> tuple[str, l
         base: folder or hub id of the base.
 
     Returns:
-        vLLM's version, those of the ``modules`` that it applies, and why it refuses the adapter, or an empty string.
+        vLLM's version; the ``modules`` that it applies; and why it refuses the adapter, or an empty string.
     """
     os.environ |= {name: value for name, value in SETTINGS.items() if name not in os.environ}
     import vllm
