@@ -157,7 +157,7 @@ def test_a_server_that_ends_for_good_is_told_with_the_request(served, capsys):
     pretended.ends_at = lambda body: len(pretended.asked) > 60
     with serving(pretended) as address:
         code, _, errors = run(capsys, "eval", served.path, "--server", address)
-    kept = f"{len(answered(served))} of 60 questions answered and kept"
+    kept = f"{len(answered(served))} answers are kept"
     assert code == 1 and errors.count("\n") == 1, errors
     assert says(errors, "the connection was lost", "of the prompt's tokens", kept, "--at-once 1"), errors
 

@@ -1,4 +1,7 @@
-"""Evaluation: multiple-choice questions scored by one of three protocols, with intervals and averages."""
+"""Evaluation: score models and servers on questions and texts by three protocols, and label rows with answers.
+
+Reading results and comparing them belongs to `moslora.runs` and `moslora.compare`.
+"""
 
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +14,7 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> Any:
-        """Imports `evaluate` when it is first used: what needs no torch must not wait for it."""
+        """Import `evaluate` on first use, so that importing this package does not load torch."""
         if name != "evaluate":
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from moslora.evaluation.evaluator import evaluate

@@ -1,4 +1,4 @@
-"""Results as they are printed: a heading, a table, and remarks below it."""
+"""Results as printed text: a heading, a table, and remarks below it."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ from moslora.tasks import Task
 
 
 def heading(results: Results) -> str:
-    """The line above the table: protocol, format and precision."""
+    """Line above the table: protocol, format and model."""
     conditions = results.conditions
     protocol = f"protocol {conditions.protocol}"
     in_words = [task for task, score in results.tasks.items() if score.is_in_words]
@@ -24,8 +24,8 @@ def heading(results: Results) -> str:
 
 
 def table(results: Results) -> list[list[str]]:
-    """Header, a row per task, and with several macro and micro: shares in percent, the interval of the main one; then
-    the sets of texts. A column is there if a row has it."""
+    """Table with a header, a row per task, the averages of several tasks, and the sets of texts. Shares are in percent;
+    the interval belongs to the main metric. A column appears if a row has a value for it."""
     rows = {name: _of_questions(score) for name, score in results.tasks.items()}
     if results.macro and results.micro and len(rows) > 1:
         rows[MACRO] = _of_questions(results.macro)
@@ -41,7 +41,7 @@ def table(results: Results) -> list[list[str]]:
 
 
 def _of_questions(score: Score) -> dict[str, str]:
-    """Title -> cell, of the numbers that there are."""
+    """Title -> cell, for each number of a score."""
     cells = {
         "n": f"{score.n:,}",
         "majority class": percent(score.majority_class),
@@ -56,8 +56,8 @@ def _of_questions(score: Score) -> dict[str, str]:
 
 
 def tables_by_option(results: Results, tasks: Sequence[Task]) -> Iterator[list[list[str]]]:
-    """A table for each task whose questions all have the same options: recall and precision of each, in percent with
-    Wilson's interval, and what its questions were most often taken for."""
+    """Yield a table for each task whose questions all have the same options: recall and precision of each option in
+    percent with Wilson's interval, and the most frequent wrong answer."""
     answers = by_task(results.predictions)
     for task in tasks:
         options = shared_options(task)
@@ -76,14 +76,14 @@ def tables_by_option(results: Results, tasks: Sequence[Task]) -> Iterator[list[l
 
 
 def _share(right: int, n: int) -> str:
-    """A share in percent with its interval, or as a count where it is of fewer than ten."""
+    """Share in percent with its interval, or as a count of fewer than ten."""
     if n < FEWEST_FOR_PERCENT:
         return f"{right} of {n}" if n else NO_VALUE
     return f"{percent(right / n)} ({percent_range(wilson(right / n, n))})"
 
 
 def remarks(results: Results) -> list[str]:
-    """Notes below the table: signs of a collapse, truncated questions, clusters, leaks, close calls."""
+    """Lines below the table: signs of a collapse, refused and truncated questions, clusters, leaks, close calls."""
     lines = [f"collapse: {sign}" for sign in results.collapse]
     reasons = {prediction.refused: None for prediction in results.predictions if prediction.refused}
     if reasons:
@@ -107,7 +107,7 @@ def remarks(results: Results) -> list[str]:
 
 
 def _on_leaks(without: WithoutLeaks, metric: str) -> str:
-    """How many questions of each task are leaks, and the accuracy that counts without them, in percent."""
+    """Line on the number of leaks of each task, and the main metric without them in percent."""
     counts = {task: count for task, count in without.leaks.items() if count}
     scores = {**without.tasks, MACRO: without.macro}
     values = []

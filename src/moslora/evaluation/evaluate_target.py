@@ -1,4 +1,4 @@
-"""``moslora eval``: questions are read, and a target is scored on them, or a server in its place."""
+"""``moslora eval``: read questions, and score a model or a server on them into a results folder."""
 
 import os
 import re
@@ -36,15 +36,14 @@ from moslora.prompts.protocols import PROTOCOLS
 from moslora.runs.adapter_folder import AdapterFolder
 from moslora.runs.bare_rows import remark_on_bare_rows
 from moslora.runs.conditions import AFFECTS_PREDICTIONS, Conditions, Leaks, LocalModel, ServedModel, without_double
-from moslora.runs.evaluation import read_evaluation
 from moslora.runs.manifest import WEIGHTS
-from moslora.runs.results import Results, results_of
+from moslora.runs.results import Results
 from moslora.runs.trackers import KINDS, record
 from moslora.tasks import Example
 
 
 class LocalSource:
-    """A target that is loaded on this device, which is taken first."""
+    """A model that is loaded and computes on this machine. Creating a source reserves the GPU."""
 
     ending = ""
 
@@ -53,7 +52,7 @@ class LocalSource:
         self.target = target
 
     def conditions(self, request: Request, questions: Mapping[str, Sequence[Example]], encoder: Encoder) -> Conditions:
-        """Return the conditions of an evaluation by the target, which need not be loaded."""
+        """Return the conditions of an evaluation by this model, without loading it."""
         model = self.target.model
         adapter = self.target.adapter
         quantization: str | None = model.quantization
@@ -74,8 +73,8 @@ class LocalSource:
         return conditions_of(request, questions, encoder, answered_by, versions)
 
     def open(self, prepared: PreparedQuestions, open_journal: Callable[[], Journal]) -> tuple[Local, Journal]:
-        """Return the model, loaded, and the journal, which is opened after it: a model that does not load leaves no
-        folder."""
+        """Return the loaded model and the journal. The journal is opened last, so that a model that cannot be loaded
+        leaves no folder."""
         liger.agree()
         assert isinstance(prepared.conditions.answered_by, LocalModel)
         batch_tokens = prepared.conditions.answered_by.batch_tokens
@@ -84,7 +83,7 @@ class LocalSource:
 
 @dataclass(frozen=True)
 class ServerSource:
-    """A server that is asked in place of a target, so many questions ``at_once``."""
+    """A server that is asked in place of a local model, with ``at_once`` questions at the same time."""
 
     server: Server
     at_once: int
@@ -95,24 +94,21 @@ class ServerSource:
         return f"-at-{name_of(self.server)}"
 
     def conditions(self, request: Request, questions: Mapping[str, Sequence[Example]], encoder: Encoder) -> Conditions:
-        """Return the conditions of an evaluation by the server, of which nobody knows what it computes.
+        """Return the conditions of an evaluation by the server.
 
         Raises:
-            UsageError: texts would be written by beam search, which no server does.
+            UsageError: the request needs beam search, which no server offers.
         """
         if PROTOCOLS[request.protocol].writes and request.beams > 1:
             raise UsageError(f"{request.beams} beams: servers write greedily; evaluate with --beams 1")
         return conditions_of(request, questions, encoder, ServedModel(self.server.address, self.server.model), {})
 
     def open(self, prepared: PreparedQuestions, open_journal: Callable[[], Journal]) -> tuple[Served, Journal]:
-        """Return the server, and how it is to be asked what is missing in the journal, and the journal.
-
-        Nobody knows whether answers that are there are of what is served now.
-        """
+        """Return the server, with the form of prompts that it takes, and the journal."""
         journal = open_journal()
         if journal.predictions and journal.folder:
-            known = counted(len(journal.predictions), "question")
-            note(f"{known} answered in an earlier call: remove {journal.folder} if something else is served since")
+            earlier = counted(len(journal.predictions), "question")
+            note(f"{earlier} answered in an earlier call: remove {journal.folder} if something else is served since")
         served = open_served(self.server, prepared.encoder, prepared.missing(journal), at_once=self.at_once)
         return served, journal
 
@@ -121,7 +117,7 @@ Source = LocalSource | ServerSource
 
 
 def name_of(server: Server) -> str:
-    """A server and its model, as part of a folder's name."""
+    """Address and model of a server, as part of a folder's name."""
     address = server.address.partition("://")[2]
     return re.sub(r"[^\w.-]+", "-", f"{address}-{server.model}").strip("-.")
 
@@ -135,14 +131,20 @@ def evaluate_target(
     at_once: int = 8,
     **overrides: Any,
 ) -> tuple[Results, Path]:
-    """Score ``target`` with its own settings, changed by ``overrides``, fields of `Request`; ``tasks`` as in
-    `resolve_tasks`. Returns the results and their folder. A ``server`` is asked in its place, so many questions
-    ``at_once``: only the target's tokenizer, tasks and settings are used.
+    """Score a model, or a server in its place, and return the results and their folder.
+
+    Args:
+        target: the model; if a server is asked, only its tokenizer, tasks and settings are used.
+        tasks: names of tasks (`moslora.recipe.resolve_tasks`); ``None`` for those of the model's recipe.
+        out: results folder; ``None`` for the usual one (`Target.results_folder`).
+        server: the server, if one is asked.
+        at_once: number of questions that a server is asked at the same time.
+        overrides: fields of `Request` that replace the model's own settings.
 
     Raises:
-        UsageError: the protocol cannot read the format's answers, the server cannot be asked so, or the folder holds
-            something else.
-        Unavailable: the server does not answer; what it has answered is kept.
+        UsageError: the protocol cannot read the format's answers, the server offers no such request, or the folder
+            holds something else.
+        Unavailable: the server does not answer; its answers so far are kept.
         MosloraError: the GPU is out of memory.
     """
     source: Source = ServerSource(server, at_once) if server else LocalSource(target)
@@ -151,16 +153,17 @@ def evaluate_target(
     out = target.results_folder(request, out, ending=source.ending)
     prepared = prepare(target, source, questions, request)
     with asking(target, prepared.conditions, request, out):
-        # The model is not kept: it uses the group, which ends with this block.
-        results = prepared.answer(*source.open(prepared, lambda: prepared.open_journal(out, leaks)))
+        model, journal = source.open(prepared, lambda: prepared.open_journal(out, leaks))
+        results = prepared.answer(model, journal)
+        del model  # it uses the process group, which ends with this block
         if is_main_process() and target.is_in_run(out) and isinstance(source, LocalSource):
-            record_scores(target, out)
+            record_scores(target, out.name, journal.results())
     return results, out
 
 
 @contextmanager
 def asking(target: Target, conditions: Conditions, request: Request, folder: Path) -> Iterator[None]:
-    """A block in which ``target`` is asked by all processes of this command, which write into ``folder``."""
+    """Lock the results ``folder`` and connect the processes of this command while they ask a model."""
     must_agree = {**conditions.facts(*AFFECTS_PREDICTIONS), "limit": request.limit, "strategy": target.strategy}
     tokens = request.batch_tokens or batch_budget(device())
     with (
@@ -174,7 +177,7 @@ def asking(target: Target, conditions: Conditions, request: Request, folder: Pat
 def prepare(
     target: Target, source: Source, questions: Mapping[str, Sequence[Example]], request: Request
 ) -> PreparedQuestions:
-    """Return the questions of ``target``, to be asked of ``source``; nothing is loaded but the tokenizer."""
+    """Return encoded ``questions``, ready to be asked of ``source``. Only the tokenizer is loaded."""
     encoder = make_encoder(read_config(target.model), tokenizer_of(target), request)
     return PreparedQuestions.of(questions, request, encoder, source.conditions(request, questions, encoder))
 
@@ -182,10 +185,11 @@ def prepare(
 def questions_of(
     target: Target, tasks: str | Sequence[str] | None, overrides: Mapping[str, Any]
 ) -> tuple[Request, dict[str, list[Example]]]:
-    """How ``target`` is asked, and all questions of each task, with a note on scores that need a remark.
+    """Return the settings of an evaluation and all questions of each task. Print notes on scores that need an
+    explanation.
 
     Raises:
-        UsageError: a source without test rows, or no such model; before anything is downloaded.
+        UsageError: the source has no test rows, or there is no such model. Nothing has been downloaded then.
     """
     request = target.request_with(overrides)
     chosen = target.tasks_to_ask(tasks)
@@ -206,7 +210,7 @@ def questions_of(
         note(line)
     trained = target.adapter.trained_tasks() if target.adapter else None
     others = [task.name for task in chosen if trained and not task.is_text and task.name not in trained]
-    if trained and others:  # of texts the gate is the mean of all tasks'
+    if trained and others:  # for texts the gate is the mean over all tasks
         unknown = f"the gate was never trained on {', '.join(others)} (only on {', '.join(trained)})"
         note(f"{unknown}: those scores use a random embedding")
     questions = {task.name: load_examples(task, "test", source=source) for task in chosen}
@@ -216,15 +220,15 @@ def questions_of(
         count = min(request.limit or left, left)
         if count < len(rows):
             limited.append(f"{task} {count:,} of {len(rows):,}")
-    if limited and "limit" not in overrides:  # one that was typed needs no words
+    if limited and "limit" not in overrides:  # the user knows a limit of the command line
         keys = "evaluation.limit and skip" if request.skip else "evaluation.limit"
         note(f"questions: {', '.join(limited)} ({keys} of the recipe); --limit all asks all")
     return request, questions
 
 
 def find_leaks(folder: AdapterFolder | None, questions: Mapping[str, Sequence[Example]]) -> dict[str, Leaks]:
-    """The leaks among all test ``questions``, by task; empty without a run, or if it has no record of its training
-    rows. Texts are no questions, and have none."""
+    """Return the test questions that were among a run's training rows, by task. The result is empty if there is no run,
+    or if it has no record of its training rows. Texts are not compared."""
     if folder is None:
         return {}
     file = folder.run.contents  # `digest` of each row
@@ -245,22 +249,22 @@ def find_leaks(folder: AdapterFolder | None, questions: Mapping[str, Sequence[Ex
     return leaks
 
 
-def record_scores(target: Target, folder: Path) -> None:
-    """Add the scores in ``folder`` to the records that the training of ``target`` began in trackers."""
+def record_scores(target: Target, evaluation: str, results: Results) -> None:
+    """Add the scores of an evaluation to the records that the training of ``target`` began in experiment trackers."""
     assert target.trained is not None
     run = target.trained.run
-    results = results_of(read_evaluation(folder).complete)
-    scores: dict[str, float | None] = {}
-    if results.macro is not None:
-        scores = {"macro": results.macro.main.value, "majority_class": results.macro.majority_class}
-    scores |= {task: score.main.value for task, score in results.tasks.items()}
+    scores = {task: score.main.value for task, score in results.tasks.items()}
     scores |= {task: score.nats_per_byte for task, score in results.texts.items()}
-    named = {f"eval/{folder.name}/{name}": score for name, score in scores.items() if score is not None}
+    if results.macro is not None:
+        scores["macro"] = results.macro.main.value
+        if results.macro.majority_class is not None:
+            scores["majority_class"] = results.macro.majority_class
+    named = {f"eval/{evaluation}/{name}": score for name, score in scores.items()}
     for name in target.trained.recipe.tracking.to:
         try:
             if f"{name}_id" in run.facts:
                 step = 0 if target.base else target.trained.manifest["step"]
                 with record(name, target.trained.recipe, run) as (tracker, _):
                     KINDS[name].score(tracker, named, step)
-        except Exception as error:  # of whatever kind: the scores are on the disk
+        except Exception as error:  # trackers raise many kinds, and the scores are on the disk
             note(f"the scores could not be written into {name}: {first_line(error)}")

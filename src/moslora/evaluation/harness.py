@@ -1,4 +1,4 @@
-"""A run as a model of lm-eval (https://github.com/EleutherAI/lm-evaluation-harness), which asks it as its own ``hf``.
+"""A run as a model of lm-eval (https://github.com/EleutherAI/lm-evaluation-harness), used like lm-eval's own ``hf``.
 
     python -m moslora.evaluation.harness --model moslora --model_args run=runs/mine --tasks arc_easy,gsm8k
 
@@ -19,7 +19,7 @@ from moslora.evaluation.target import open_target
 
 @register_model("moslora")
 class HarnessModel(HFLM):
-    """lm-eval's ``hf`` over the model of a run. ``others``: its further arguments, such as the batch size."""
+    """lm-eval's model ``hf`` with the weights of a run; ``others`` are further arguments of ``hf``."""
 
     def __init__(self, run: str, *, base: bool = False, dtype: DType | None = None, **others: Any) -> None:
         opened = open_target(run, base=base, dtype=dtype)

@@ -1,8 +1,8 @@
-"""Predictions on disk while they are made, so that a killed evaluation resumes where it was.
+"""The journal of an evaluation writes predictions to disk as they are made, so that a killed evaluation can resume.
 
-``settings.json``      what the predictions depend on, and a record per task; written first
+``settings.json``      conditions of the predictions, and a record per task; written first
 ``predictions.jsonl``  one line per question, appended and synced after each block
-``results.json``       the numbers of all finished tasks in the folder, computed from the other two at the end
+``results.json``       scores of all finished tasks in the folder, computed from the other two files at the end
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,19 +21,19 @@ from moslora.runs.conditions import (
 )
 from moslora.runs.evaluation import read_predictions, unfinished_tasks
 from moslora.runs.predictions import Prediction
-from moslora.runs.results import summarise
+from moslora.runs.results import Results, summarise
 from moslora.runs.run import PREDICTIONS, RESULTS, SETTINGS
 
 
 class Journal:
-    """The predictions in one results folder, created if absent; with ``None``, as in all processes but the first,
-    in memory only.
+    """The predictions in one results folder, which is created if absent.
 
-    A prediction depends only on the question's id and the conditions, never on the tasks or the limit. So a folder of
-    the same conditions is continued, also with more tasks or a higher limit.
+    Without a folder, as in all processes but the first, predictions are kept in memory only. A prediction depends only
+    on the question's id and the conditions, never on the tasks or the limit. Therefore a folder of the same conditions
+    can be continued with more tasks or a higher limit.
 
     Raises:
-        UsageError: the folder's predictions were made under other conditions, or nothing says under which.
+        UsageError: the folder's predictions were made under other or unknown conditions.
         MosloraError: a file in the folder cannot be read.
     """
 
@@ -47,7 +47,7 @@ class Journal:
             folder.mkdir(parents=True, exist_ok=True)
         file = folder / PREDICTIONS
         if (folder / SETTINGS).exists():
-            self.header = _continued(folder, conditions)
+            self.header = _continue_header(folder, conditions)
         elif file.exists():
             raise UsageError(
                 f"{folder}: has no {SETTINGS}, which says how its predictions were made; remove the folder"
@@ -55,19 +55,19 @@ class Journal:
         if file.exists():
             drop_partial_line(file)
             kept = read_predictions(folder)
-            answered = [prediction for prediction in kept if not prediction.refused]  # a server is asked these again
+            answered = [prediction for prediction in kept if not prediction.refused]  # refused ones are asked again
             if len(answered) < len(kept):
                 write_text(file, _lines(answered))
             self.predictions = {prediction.id: prediction for prediction in answered}
 
     def record(self, tasks: Mapping[str, TaskRecord]) -> None:
-        """Replaces the records of these tasks, keeps those of others, and writes ``settings.json``."""
+        """Replace the records of these tasks, and write ``settings.json``."""
         self.header = EvaluationHeader(self.header.conditions, {**self.header.tasks, **tasks})
         if self.folder is not None:
             write_text(self.folder / SETTINGS, self.header.to_json())
 
     def keep(self, predictions: Sequence[Prediction]) -> None:
-        """Adds predictions of questions that had none, and syncs them to disk."""
+        """Add predictions of questions that had none, and sync them to disk."""
         for prediction in predictions:
             assert prediction.id not in self.predictions, "a question was answered twice"
             self.predictions[prediction.id] = prediction
@@ -75,36 +75,39 @@ class Journal:
             return
         append_text(self.folder / PREDICTIONS, _lines(predictions))
 
-    def finish(self) -> None:
-        """Writes ``results.json`` of all tasks in the folder, not only those of the last call. Tasks with fewer answers
-        than were asked are left out: an average over a part of a task is not the task's."""
-        if self.folder is None:
-            return
+    def results(self) -> Results:
+        """Scores of all finished tasks in the journal. Tasks with fewer answers than were asked are left out, because
+        an average over a part of a task is not the task's score."""
         partial = unfinished_tasks(self.header, self.predictions.values())
         records = {task: record for task, record in self.header.tasks.items() if task not in partial}
         finished = [prediction for prediction in self.predictions.values() if prediction.task in records]
-        write_text(self.folder / RESULTS, summarise(self.header.conditions, finished, records).to_json())
+        return summarise(self.header.conditions, finished, records)
+
+    def finish(self) -> None:
+        """Write ``results.json``."""
+        if self.folder is not None:
+            write_text(self.folder / RESULTS, self.results().to_json())
 
 
 def _lines(predictions: Sequence[Prediction]) -> str:
     return "".join(prediction.to_json() + "\n" for prediction in predictions)
 
 
-def _continued(folder: Path, now: Conditions) -> EvaluationHeader:
-    """The header of the evaluation in ``folder``, which goes on under the conditions of ``now``.
+def _continue_header(folder: Path, now: Conditions) -> EvaluationHeader:
+    """Header of the evaluation in ``folder``, continued under the conditions of ``now``.
 
-    Hashes identify the questions, so ``source`` may change where all tasks of the folder are asked again. Where only
-    some are, it must stay: a header has one source for all its tasks.
+    Hashes identify the questions, so ``source`` may change if all tasks of the folder are asked again. Otherwise it
+    must stay, because a header has one source for all its tasks.
     """
     earlier = read_header(folder)
-    then = earlier.conditions
-    changed = [*differences(then, now, *AFFECTS_PREDICTIONS)]
-    asks_all_tasks = then.data.keys() <= now.data.keys()
-    if not asks_all_tasks and then.source != now.source:
-        changed.append(f"source was {then.source}, is {now.source}")
+    before = earlier.conditions
+    changed = [*differences(before, now, *AFFECTS_PREDICTIONS)]
+    asks_all_tasks = before.data.keys() <= now.data.keys()
+    if not asks_all_tasks and before.source != now.source:
+        changed.append(f"source was {before.source}, is {now.source}")
     if changed:
         raise UsageError(
             f"{folder}: holds predictions made with other settings ({some(changed, separator='; ')});"
             " choose another --out or remove the folder"
         )
-    return replace(earlier, conditions=now.with_tasks_of(then))
+    return replace(earlier, conditions=now.with_tasks_of(before))

@@ -1,4 +1,4 @@
-"""The model that ``moslora eval`` scores, loaded, with its tokenizer."""
+"""Load a model into memory as ``moslora eval`` scores it, and its tokenizer. `moslora.load` is defined here."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from moslora.runs.adapter_folder import check_encoding
 
 
 def load_model(target: Target) -> PreTrainedModel:
-    """The model in evaluation mode on the GPU or else the CPU, sharded if the strategy asks for it."""
+    """Load a model with its adapter in evaluation mode, onto the GPU or else the CPU; sharded for strategy ``fsdp``."""
     if target.remark:
         note_once(target.remark)
     sharded = shards(target.strategy)
@@ -44,7 +44,11 @@ def load_model(target: Target) -> PreTrainedModel:
 
 
 def tokenizer_of(target: Target) -> PreTrainedTokenizerBase:
-    """The base's tokenizer, which must be the one that the run was trained with."""
+    """Load a model's tokenizer.
+
+    Raises:
+        MosloraError: the base's tokenizer is not the tokenizer of the run's training.
+    """
     tokenizer = load_tokenizer(target.model)
     if target.trained is not None:
         encoder = Encoder(tokenizer, max_length=None)
@@ -55,16 +59,19 @@ def tokenizer_of(target: Target) -> PreTrainedTokenizerBase:
 def load(
     run: str | Path, *, dtype: DType | None = None, trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model that ``moslora eval`` would score, on the GPU or else the CPU, in evaluation mode, and its tokenizer.
+    """Load a run's model and tokenizer, in evaluation mode, onto the GPU or else the CPU.
 
     >>> model, tokenizer = moslora.load("runs/mine")
     >>> logits = model(**tokenizer("A stone falls.", return_tensors="pt").to(model.device)).logits  # (1, T, vocabulary)
 
-    ``run`` is a run, an adapter folder, or a model without adapters, such as ``moslora merge`` writes. ``dtype`` is
-    that of the base and the computation, by default the run's, or bfloat16; A, M and B stay in float32.
+    Args:
+        run: folder of a run or of an adapter, or a model without adapters, such as ``moslora merge`` writes.
+        dtype: precision of the base and of the computation; ``None`` for the run's, or bfloat16. A, M and B stay in
+            float32.
+        trust_remote_code: allow the base's own Python code.
 
     Raises:
-        MosloraError: there is no such thing, it is damaged, or it does not fit into the GPU's memory.
+        MosloraError: there is no such run or model, a file is damaged, or the GPU's memory is too small.
     """
     target = open_target(str(run), dtype=dtype, trust_remote_code=trust_remote_code, strategy="ddp")
     return load_model(target), tokenizer_of(target)

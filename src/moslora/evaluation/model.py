@@ -1,8 +1,9 @@
-"""A model is two methods: log-probabilities of given answers, and texts that it writes.
+"""A model has two methods: ``log_probabilities`` of given answers, and ``write``, which continues prompts.
 
-`Local` computes them here; `Served` asks a server. Both methods start the work and return a function that waits for it
-and yields outputs as they come, by the place of their question; a server's may be a refusal. So the host encodes the
-next questions while a GPU computes.
+`Local` computes on this machine; `Served` asks a server. Both methods start the work and return a function that waits
+for it and yields outputs as they arrive, by the place of their question; a server's output may be a refusal. This lets
+the host encode the next questions while a GPU computes. Prompts and answers are tokens; `moslora.evaluation.scorers`
+makes them of questions.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -35,21 +36,21 @@ Item = TypeVar("Item")
 Output = TypeVar("Output")
 
 Pairs = Sequence[TokenPair]
-"""A question as tokens: prompts, each with an answer that is scored behind it, or without one."""
+"""A question as tokens: prompts, each with the answer that is scored, or with an empty one."""
 
 Wait = Callable[[], Iterator[Mapping[int, Output | Refused]]]
-"""Waits for work that was started: yields the place of each question with its output, several together."""
+"""Function that waits for started work, and yields outputs by the place of their question."""
 
 
 @dataclass(frozen=True)
 class Writing:
-    """How the texts of one task are written.
+    """Settings of the texts that a model writes for one task.
 
     Attributes:
-        max_new_tokens: of each text.
-        ended: stop test for each prompt, by its place: whether more tokens leave the answer as it is.
+        max_new_tokens: largest number of tokens of a text.
+        ended: stop test for each prompt, by its place: whether no further tokens can change the answer.
         ends: tokens that end a text.
-        search: arguments of transformers' `GenerationConfig` for a search by beams; ``None`` for greedy decoding.
+        search: arguments of transformers' `GenerationConfig` for beam search; ``None`` for greedy decoding.
     """
 
     max_new_tokens: int
@@ -60,13 +61,13 @@ class Writing:
 
 @dataclass(frozen=True)
 class Local:
-    """A model that computes here, whole or sharded over the processes.
+    """A model that computes on this machine, whole or sharded over the processes.
 
     Attributes:
         model: a causal language model on its device, in evaluation mode.
-        tokenizer: decodes the texts that it writes.
-        batch_tokens: maximum number of tokens in a batch.
-        temperature: of the softmax from which the tokens of a text are drawn; 0 for the likeliest.
+        tokenizer: decoder of the texts that the model writes.
+        batch_tokens: largest number of tokens in a batch.
+        temperature: temperature of the softmax from which a text's tokens are drawn; 0 for the likeliest tokens.
     """
 
     model: PreTrainedModel
@@ -79,27 +80,27 @@ class Local:
 
     @cached_property
     def engine(self) -> Engine:
-        """What computes the model."""
+        """Engine that computes the model."""
         return engine_of(self.model)
 
     @cached_property
     def folded_layers(self) -> SharedInputLayers:
-        """The adapters whose factors are folded for each block."""
+        """Adapters whose factors are folded before each block."""
         return SharedInputLayers(self.model)
 
     @cached_property
     def alone(self) -> "Local":
-        """The same model, which computes each question by itself."""
+        """This model with one question in each batch."""
         return replace(self, batch_tokens=1)
 
     @property
     def named_ends(self) -> Collection[int]:
-        """Tokens that end a text by the model's own generation settings."""
-        named = getattr(self.model.generation_config, "eos_token_id", None) or []
-        return [named] if isinstance(named, int) else named
+        """End tokens in the model's own generation settings."""
+        ends = getattr(self.model.generation_config, "eos_token_id", None) or []
+        return [ends] if isinstance(ends, int) else ends
 
     def length(self, question: Pairs, *, one_prompt: bool = False) -> int:
-        """Tokens that a question takes of a batch: its common beginning once, unless rows are padded."""
+        """Number of a batch's tokens that a question takes. Rows that are not padded share their common beginning."""
         rows = _rows(question, one_prompt=one_prompt)
         lengths = [len(row) for row in rows]
         if self.engine.pads:
@@ -110,16 +111,16 @@ class Local:
     def log_probabilities(
         self, questions: Sequence[Pairs], *, task: str | None, one_prompt: bool = False
     ) -> Wait[list[float]]:
-        """Sum of log p of each answer's tokens behind its prompt, in nats:
+        """Sum of the log-probabilities of each answer's tokens, given its prompt, in nats:
 
         s_j = Σ_t log softmax(h(prompt_j, answer_j,<t) · Wᵀ)[answer_j,t]
 
         with h the last hidden state and W the output layer.
 
         Args:
-            questions: of one task; their order and number decide the batches.
-            task: the questions' task; ``None`` for texts.
-            one_prompt: the options of a question have one prompt, and the prompts of all questions begin alike.
+            questions: questions of one task; their order and number decide the batches.
+            task: name of the questions' task; ``None`` for texts.
+            one_prompt: whether all options of a question have the same prompt, and all questions begin alike.
         """
 
         def start() -> Wait[list[float]]:
@@ -143,31 +144,30 @@ class Local:
 
         if self.model.device.type != "cpu":
             return start()
-        return lambda: start()()  # nothing computes on a CPU while the host does something else
+        return lambda: start()()  # a CPU has nothing to compute with while it encodes
 
     def _log_p(self, questions: Sequence[Pairs], *, one_prompt: bool) -> Tensor:
-        """Log p of the answers' tokens of a batch, end to end; on its way to the host."""
+        """Log-probability of each answer token of a batch, shape ``(tokens,)``, being copied to the host."""
         rows = [_rows(question, one_prompt=one_prompt) for question in questions]
-        groups = [[row for its in rows for row in its]] if one_prompt else rows
+        groups = [[row for of_question in rows for row in of_question]] if one_prompt else rows
         batch = self.engine.build_batch(groups, self.model.device)
         paths = iter(batch.paths)
-        places: list[int] = []  # of the tokens that a scored one follows
+        places: list[int] = []  # of the tokens before the scored ones
         targets: list[int] = []
-        for question, its in zip(questions, rows, strict=True):
-            of_rows = cycle([next(paths) for _ in its])  # each option's own, or one for all
+        for question, of_question in zip(questions, rows, strict=True):
+            of_rows = cycle([next(paths) for _ in of_question])  # one path per option, or one for all options
             for (prompt, answer), path in zip(question, of_rows, strict=False):
                 places += path[len(prompt) - 1 :]
                 targets += answer
         return self.engine.log_p(batch, places, targets).to("cpu", non_blocking=True)
 
     def write(self, prompts: Sequence[list[int]], how: Writing, *, task: str | None) -> Wait[str]:
-        """The text that follows each prompt of one ``task``."""
-
+        """Continue each prompt of one ``task`` with a text."""
         search = self._drawn(how) if self.temperature else how.search
 
         def wait() -> Iterator[Mapping[int, str]]:
             with self._computing(task):
-                if search is None:  # all together, since a row that ends makes room for another
+                if search is None:  # all prompts together, since a row that ends makes room for another
                     written = self.engine.write(
                         prompts,
                         max_new_tokens=how.max_new_tokens,
@@ -182,14 +182,14 @@ class Local:
         return wait
 
     def _drawn(self, how: Writing) -> Mapping[str, Any]:
-        """Arguments of transformers' `GenerationConfig` for tokens that are drawn at this temperature."""
+        """Arguments of transformers' `GenerationConfig` to draw tokens at this temperature."""
         drawn = {"do_sample": True, "temperature": self.temperature, "top_k": 0}
         return {**drawn, "max_new_tokens": how.max_new_tokens, "eos_token_id": sorted(how.ends) or None}
 
     def _search(
         self, prompts: Sequence[list[int]], search: Mapping[str, Any], *, max_new_tokens: int
     ) -> list[list[int]]:
-        """The new tokens of each prompt, by beam search or drawn."""
+        """Return the new tokens of each prompt, by transformers' beam search or sampling."""
         written: dict[int, list[int]] = {}
         lengths = [search.get("num_beams", 1) * (len(prompt) + max_new_tokens) for prompt in prompts]
         for batch in in_batches(lengths, self.batch_tokens):
@@ -199,7 +199,7 @@ class Local:
 
     @contextmanager
     def _computing(self, task: str | None) -> Iterator[None]:
-        """The model computes questions of ``task``; other processes may make other numbers of passes.
+        """Prepare the model to compute questions of ``task``; other processes may need other numbers of passes.
 
         Raises:
             MosloraError: a module is in training mode.
@@ -216,23 +216,24 @@ class Local:
 
 
 def _rows(question: Pairs, *, one_prompt: bool) -> list[list[int]]:
-    """What a model reads of a question: each option but its last token, which is only predicted; equal rows once."""
+    """Rows of tokens that a model reads for a question: each option without its last token, which is only predicted. If
+    all options have the same prompt and one token each, their rows are equal, and one remains."""
     rows = [prompt + answer[:-1] for prompt, answer in question]
     return rows[:1] if one_prompt else rows
 
 
 @dataclass
 class Served:
-    """A model behind a server, and how it is asked.
+    """A model behind a server, with the form in which it is asked.
 
     Attributes:
-        server: with the model's name.
-        encoder: of the questions.
+        server: server, with the name of the model.
+        encoder: encoder of the questions.
         at_once: number of questions that are asked at the same time.
-        probe: a question by which readings are tried; empty if none can be sent.
-        reading: how log-probabilities are read; ``None`` if the server returns none.
-        as_text: prompts are sent as text.
-        without_bos: prompts of tokens are sent without their BOS, because the server adds one.
+        probe: question with which readings are tried; empty if none can be sent.
+        reading: reader of log-probabilities; ``None`` if the server returns none.
+        as_text: whether prompts are sent as text.
+        without_bos: whether prompts of tokens are sent without their BOS, because the server adds one.
     """
 
     server: Server
@@ -247,7 +248,7 @@ class Served:
     named_ends = ()
 
     def __str__(self) -> str:
-        """How it is asked, in words."""
+        """Form of the prompts and of the log-probabilities, in words."""
         form = "text" if self.as_text else "tokens without BOS" if self.without_bos else "tokens"
         reading = self.reading.says if self.reading else "by its texts alone"
         return f"asked as {form}, {reading}"
@@ -255,8 +256,8 @@ class Served:
     def log_probabilities(
         self, questions: Sequence[Pairs], *, task: str | None, one_prompt: bool = False
     ) -> Wait[list[float]]:
-        """As `Local.log_probabilities`. A server that ends while it is asked for the log-probabilities of prompts is
-        asked token by token, if it is there again."""
+        """Log-probabilities as in `Local.log_probabilities`. If the server ends while it computes log-probabilities of
+        prompts, and is there again, it is asked token by token."""
 
         def wait() -> Iterator[Mapping[int, list[float] | Refused]]:
             left = dict(enumerate(questions))
@@ -277,6 +278,7 @@ class Served:
         return wait
 
     def _log_p(self, question: Pairs) -> list[float]:
+        """Log-probability of each answer of a question, in nats."""
         assert self.reading is not None
         sums = []
         for ids, answer in question:
@@ -287,7 +289,7 @@ class Served:
         return sums
 
     def write(self, prompts: Sequence[list[int]], how: Writing, *, task: str | None) -> Wait[str]:
-        """As `Local.write`; the server ends its texts itself, and writes greedily."""
+        """Continue each prompt, as in `Local.write`; the server decodes greedily and ends its texts itself."""
 
         def text(ids: list[int]) -> str:
             return self.complete(ids, max_tokens=how.max_new_tokens).text or ""
@@ -299,7 +301,7 @@ class Served:
         return wait
 
     def _each(self, ask: Callable[[Item], Output], items: Mapping[int, Item]) -> Iterator[tuple[int, Output | Refused]]:
-        """What ``ask`` returns for each item, or why the server refuses it, by place, as the answers come.
+        """Yield for each item its place with what ``ask`` returns, or with the server's refusal, as answers arrive.
 
         Raises:
             Unavailable: the server does not answer.
@@ -317,23 +319,22 @@ class Served:
             raise Unavailable(f"{fault}, {self}") from None
 
     def announce(self, count: int) -> None:
-        """Say how the server is asked that many questions."""
+        """Print how the server is asked ``count`` questions."""
         say(f"asking {counted(count, 'question')} of {self.server.name}, {self}")
 
     def complete(self, ids: list[int], *, max_tokens: int = 1, **fields: Any) -> Reply:
-        """What the server writes behind a prompt, greedily.
+        """Let the server continue a prompt greedily.
 
         Raises:
-            Refused: it does not serve this prompt, or reads more or fewer tokens.
+            Refused: the server refuses the prompt, or reads more or fewer tokens than were sent.
         """
         return self.server.complete(self.prompt(ids), max_tokens=max_tokens, **fields).of_prompt(len(ids))
 
     def prompt(self, ids: list[int]) -> str | list[int]:
-        """A prompt as it is sent.
+        """Return a prompt in the form in which it is sent.
 
         Raises:
-            Refused: it cannot be sent so: it has no BOS to be left out, or no text has its tokens, as of a prompt that
-                has lost its start.
+            Refused: the prompt has no BOS that could be left out, or no text has its tokens, because its start was cut.
         """
         tokenizer = self.encoder.tokenizer
         if self.without_bos and ids[0] != tokenizer.bos_token_id:
@@ -347,20 +348,19 @@ class Served:
         return text
 
     def first_reading(self, *, after_echo: bool = False) -> Reading:
-        """The first way of reading log-probabilities that works for the probe. A server that ends when it is asked in
-        one way is asked in the next. ``after_echo``: it has ended over those of prompts, which are not asked for any
-        more.
+        """Return the first reader of log-probabilities that works for the probe. If the server ends, the next reader is
+        tried. ``after_echo``: skip the reader `Echo`, over which the server has ended before.
 
         Raises:
             UsageError: the server returns no log-probabilities.
-            Unavailable: it has ended twice.
-            MosloraError: it reads another prompt than the one that was sent.
+            Unavailable: the server has ended twice.
+            MosloraError: the server reads another prompt than the one that was sent.
         """
         answers = [answer for _, answer in self.probe]
         ways = ways_to_read(self.encoder.tokenizer)
         misread = ended = None
         if self.without_bos:
-            ways = ways[:1]  # Echo alone shows which token the server adds
+            ways = ways[:1]  # only Echo shows which token the server adds
             misread = Misread("it adds a token to those that are sent, and does not show that this is BOS")
         impatient = replace(self, server=replace(self.server, patient=False))
         for way in ways[after_echo:]:
@@ -380,19 +380,19 @@ class Served:
         if misread:
             raise MosloraError(f"{self.server.name}: {misread}")
         raise UsageError(
-            f"{self.server.name}: tells no log-probabilities, which score the options; let texts answer, of the run and"
-            " of the server: --protocol generate"
+            f"{self.server.name}: returns no log-probabilities, which score the options; let run and server write"
+            " texts: --protocol generate"
         )
 
 
 def open_served(server: Server, encoder: Encoder, questions: Sequence[Pairs], *, at_once: int) -> Served:
-    """How this server is asked, by the shortest of the questions, which one with a short context answers, too: as
-    tokens if it takes a prompt so and reads these tokens, or those that it puts a BOS before; else as text.
+    """Find the form in which a server takes prompts: tokens, tokens without BOS, or text. The shortest of the questions
+    is tried, because the server's context may be short.
 
     Raises:
-        UsageError: it returns no log-probabilities, and these questions need them.
-        Refused: it takes neither.
-        Unavailable: it does not answer.
+        UsageError: the server returns no log-probabilities, and the questions need them.
+        Refused: the server takes no form.
+        Unavailable: the server does not answer.
     """
     served = Served(server, encoder, at_once)
     if not questions:  # nothing is asked
@@ -412,6 +412,7 @@ def open_served(server: Server, encoder: Encoder, questions: Sequence[Pairs], *,
 
 
 def _in_a_form_it_takes(served: Served, ids: list[int]) -> Served:
+    """Return ``served`` in the first form in which the server continues the prompt ``ids``."""
     impatient = replace(served.server, patient=False)
     for without_bos in (False, True):
         with suppress(Refused):
@@ -422,14 +423,13 @@ def _in_a_form_it_takes(served: Served, ids: list[int]) -> Served:
 
 
 def each_reply(ask: Callable[[Item], Output], items: Sequence[Item], *, at_once: int) -> Iterator[Output]:
-    """What ``ask`` returns for these items, several at a time, in the order in which they are done; its first error is
-    raised.
+    """Yield what ``ask`` returns for each item, in the order of completion, and raise its first error.
 
-    The threads of this pool are daemons: Ctrl-C ends a program that waits for a server.
+    The pool's threads are daemons, so Ctrl-C ends a program that waits for a server.
     """
     with ThreadPool(at_once) as pool:
         yield from pool.imap_unordered(ask, items)
 
 
 Model = Local | Served
-"""What answers the questions of an evaluation."""
+"""A model that answers the questions of an evaluation."""

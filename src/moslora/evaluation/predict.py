@@ -1,8 +1,8 @@
-"""Predictions: an evaluation of rows whose answers nobody knows.
+"""Predict answers of rows without answers, and label the rows with them.
 
-Answers are kept in ``predictions/`` of the run, or of ``runs/``, in a folder for each of the conditions that they
-depend on, under the hash of what was asked. So a row that was asked before, in this file or in another one, is not
-asked again, and a killed command continues.
+Answers are kept in ``predictions/`` of the run, or of ``runs/``, in a folder for each set of conditions, under the hash
+of the question. Therefore a question that was answered before, in this file or another one, is not asked again, and a
+killed command continues.
 """
 
 import hashlib
@@ -39,14 +39,14 @@ def predict(
     at_once: int = 8,
     **overrides: Any,
 ) -> tuple[RowFile, dict[str, Prediction]]:
-    """Ask ``target`` the rows of a file, with its own settings, changed by ``overrides``, fields of `Request`. Other
-    arguments as in `evaluate_target`.
+    """Ask a model or a server the rows of a file; ``task`` describes them, and other arguments are as in
+    `evaluate_target`.
 
     Returns:
-        The file, in which rows that cannot be encoded are bad ones; and id -> prediction.
+        The file, in which rows that cannot be encoded are bad rows; and id -> prediction.
 
     Raises:
-        UsageError: bad rows that are not to be skipped; or as `evaluate_target`.
+        UsageError: there are bad rows and ``bad_rows`` is "stop"; or as in `evaluate_target`.
     """
     source = ServerSource(server, at_once) if server else LocalSource(target)
     request = target.request_with(overrides).model_copy(update={"limit": None, "skip": 0})
@@ -65,33 +65,34 @@ def predict(
 
 
 def _encodable(file: RowFile, scorer: Scorer[Any]) -> RowFile:
-    """The file, in which a row is a bad one that the protocol cannot score."""
+    """Return the file with rows that the protocol cannot score as bad rows."""
     faults: dict[str, MosloraError] = {}
     for id, question in file.questions.items():
         try:
             scorer.encode(question)
-        except MosloraError as fault:
-            faults[id] = MosloraError(str(fault).removeprefix(f"{id}: "))
+        except MosloraError as error:
+            faults[id] = MosloraError(str(error).removeprefix(f"{id}: "))
     rows = []
     for row in file.rows:
-        known = isinstance(row.question, Example) and faults.get(row.question.id)
-        rows.append(replace(row, question=known) if known else row)
+        fault = isinstance(row.question, Example) and faults.get(row.question.id)
+        rows.append(replace(row, question=fault) if fault else row)
     return replace(file, rows=tuple(rows))
 
 
 def _folder(evaluation: Path, conditions: Conditions) -> Path:
-    """Where answers under these conditions are kept, of a model with its evaluations in such a folder."""
+    """Folder of answers under these conditions, for a model whose evaluations are in the folder ``evaluation``."""
     facts = json.dumps(conditions.facts(*AFFECTS_PREDICTIONS), sort_keys=True)
     digest = hashlib.sha256(facts.encode()).hexdigest()[:8]
     return evaluation.parent.with_name("predictions") / f"{evaluation.name}-{digest}"
 
 
 def columns_of(file: RowFile, predictions: Mapping[str, Prediction]) -> list[Columns]:
-    """The columns of each row of the file."""
+    """Columns of answers for each row of the file."""
     return [_columns(row, predictions) for row in file.rows]
 
 
 def _columns(row: Row, predictions: Mapping[str, Prediction]) -> Columns:
+    """Columns of a row's answer; empty without one."""
     question = row.question
     if isinstance(question, Exception) or predictions[question.id].refused:
         return {}
@@ -103,14 +104,14 @@ def _columns(row: Row, predictions: Mapping[str, Prediction]) -> Columns:
         return {"prediction": None if named is None else question.choices[named], "written": prediction.text}
     probabilities: dict[str, float] = {}
     for option, log_p in zip(question.choices, log_softmax(prediction.scores), strict=True):
-        probabilities[option] = probabilities.get(option, 0) + math.exp(log_p)  # an option may be there twice
+        probabilities[option] = probabilities.get(option, 0) + math.exp(log_p)  # two options may be equal
     rounded = {option: round(probability, 6) for option, probability in probabilities.items()}
     chosen = question.choices[argmax(prediction.deciding_scores)]
     return {"prediction": chosen, "probability": rounded[chosen], "probabilities": rounded}
 
 
 def remarks(file: RowFile, predictions: Mapping[str, Prediction]) -> list[str]:
-    """How many rows have a prediction, and why others have none."""
+    """Lines on the number of rows with a prediction, and on the reasons why others have none."""
     asked = [predictions[row.question.id] for row in file.rows if isinstance(row.question, Example)]
     answered = [prediction for prediction in asked if not prediction.refused]
     distinct = len({prediction.id for prediction in answered})

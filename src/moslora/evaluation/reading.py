@@ -1,17 +1,17 @@
-"""How the log-probability of given tokens is read from a server.
+"""Read the log-probabilities of given tokens from a server.
 
-Servers differ in what they tell. The ways, the one that needs the fewest requests first:
+Servers return different log-probabilities. There are four ways to read them, the one with the fewest requests first:
 
-``Echo``       the log-probabilities of the prompt's own tokens: vLLM, SGLang, llama-cpp-python
-``Forced``     one token at a time, made the next one by ``logit_bias``: llama.cpp; vLLM, too
-``Allowed``    one token at a time, the only one allowed: vLLM
-``Likeliest``  one token at a time, if it is among the likeliest that the server lists
+``Echo``       log-probabilities of the prompt's own tokens: vLLM, SGLang, llama-cpp-python
+``Forced``     one token at a time, made the next one by ``logit_bias``: llama.cpp, vLLM
+``Allowed``    one token at a time, made the next one as the only one allowed: vLLM
+``Likeliest``  one token at a time, if it is among the likeliest tokens that the server lists
 
-Only a value that is known to belong to its token is taken: values of a prompt are checked against that prompt, and a
-token that is listed without its id needs a text that no other token has.
+A value counts only if it surely belongs to its token: values of a prompt are compared with that prompt, and a token
+that is listed without its id needs a text that no other token has.
 
-`Served.first_reading` tries them on one prompt and takes the first that works. Others tell texts
-alone: transformers, TGI's and Ollama's older versions.
+`moslora.evaluation.model.Served.first_reading` tries the ways on one prompt and takes the first that works. Some
+servers return texts alone: transformers, and older versions of TGI and Ollama.
 """
 
 import math
@@ -26,44 +26,44 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from moslora.evaluation.server import Likely, Logprobs, Misread, Refused, Reply
 
 LIKELIEST = (20, 5)
-"""Numbers of likeliest tokens that are asked for: vLLM's limit, and OpenAI's."""
+"""Numbers of likeliest tokens that a request may ask for: vLLM's limit, and OpenAI's."""
 
 BIAS = 100
-"""Added to the logit of a token that is made the next one: the largest that OpenAI's interface allows."""
+"""Bias of the logit of a token that is made the next one: the largest value in OpenAI's interface."""
 
 CERTAIN = 1e-4
-"""A log-probability above its negative is taken for that of a token that was made certain."""
+"""A log-probability above the negative of this belongs to a token that was made certain."""
 
 SEVERAL = -1
-"""In the place of a token's id: several tokens have this text."""
+"""Value in place of a token's id, if several tokens have the same text."""
 
 PARTIAL = "\ufffd"
-"""Stands in a text for bytes that are no whole character."""
+"""Replacement character for bytes that are no whole character."""
 
 
 Complete = Callable[..., Reply]
-"""A request to continue tokens, with these fields: `moslora.evaluation.model.Served.complete`."""
+"""Function that sends a request to continue tokens: `moslora.evaluation.model.Served.complete`."""
 
 
 @dataclass(frozen=True)
 class TokenTexts:
-    """The texts by which servers name tokens."""
+    """Texts by which servers name tokens."""
 
     tokenizer: PreTrainedTokenizerBase
 
     def names(self, tokens: Sequence[int]) -> list[tuple[str, ...]]:
-        """Texts of each token: decoded, the same with the space before it, in the vocabulary's form, and its number."""
+        """Possible texts of each token: decoded, with a space before it, as in the vocabulary, and by its number."""
         decoded = self.tokenizer.batch_decode([[token] for token in tokens])
         pieces = self.tokenizer.convert_ids_to_tokens(list(tokens))
-        found: list[tuple[str, ...]] = []
+        names: list[tuple[str, ...]] = []
         for token, text, piece in zip(tokens, decoded, pieces, strict=True):
             begins_with_space = str(piece).startswith("\u2581") and not text.startswith(" ")  # of SentencePiece
-            found.append((text, f" {text}" if begins_with_space else text, str(piece), f"token_id:{token}"))
-        return found
+            names.append((text, f" {text}" if begins_with_space else text, str(piece), f"token_id:{token}"))
+        return names
 
     @cached_property
     def _forms(self) -> Sequence[Mapping[str, int]]:
-        """For each form of text the only token that has it."""
+        """For each form of texts, the token of each text, or `SEVERAL`."""
         forms: list[dict[str, int]] = []
         vocabulary = range(len(self.tokenizer))
         for texts in zip(*self.names(vocabulary), strict=True):
@@ -75,8 +75,8 @@ class TokenTexts:
         return forms
 
     def token(self, likely: Likely, listed: Sequence[Likely]) -> int | None:
-        """The token that a server has ``listed`` among others: by its id where there is one, else by its text, if it
-        names the same token in every form that these texts may have; otherwise ``None``."""
+        """Return the token of one of a server's ``listed`` entries: by its id, or else by its text if this names the
+        same token in every form that fits the listed texts; ``None`` otherwise."""
         if likely.id is not None:
             return likely.id
         fits = [sum(other.token in form for other in listed) for form in self._forms]
@@ -87,55 +87,60 @@ class TokenTexts:
 
 @dataclass(frozen=True)
 class Reading(ABC):
-    """One way to read log-probabilities."""
+    """Base class of the ways to read log-probabilities.
+
+    Attributes:
+        texts: texts of the tokens.
+        says: the way in words.
+    """
 
     texts: TokenTexts
-    says: ClassVar[str]  # how it reads, in words
+    says: ClassVar[str]
 
     @abstractmethod
     def log_p(self, complete: Complete, ids: list[int], answer: list[int]) -> float | None:
-        """Σ log p of the answer's tokens behind the prompt ``ids``, in nats; ``None`` if the server does not tell it.
+        """Log-probability of an answer behind the prompt ``ids``, in nats; ``None`` if the server does not return it.
 
         Raises:
-            Refused: it is not clear that what the server tells belongs to these tokens.
+            Refused: the returned values may belong to other tokens.
         """
 
     def works(self, complete: Complete, ids: list[int], answers: Sequence[list[int]]) -> bool:
-        """Whether the server tells it for these answers, which differ."""
+        """Whether the server returns the log-probability of one of several different answers."""
         return any(self.log_p(complete, ids, answer) is not None for answer in answers)
 
-    def may_be(self, told: Likely, token: int) -> bool:
-        """Whether what a server names may be ``token``: by its id where there is one, else by any of its texts."""
-        if told.id is not None:
-            return told.id == token
-        return told.token in self.texts.names([token])[0]
+    def may_be(self, likely: Likely, token: int) -> bool:
+        """Whether an entry of a server's list may be ``token``, by its id or else by one of its texts."""
+        if likely.id is not None:
+            return likely.id == token
+        return likely.token in self.texts.names([token])[0]
 
 
 class Echo(Reading):
-    """The server repeats the prompt with the log-probabilities of its tokens, of which the last are the answer's."""
+    """Read the log-probabilities of a repeated prompt that ends in the answer."""
 
     says = "by the log-probabilities of the prompt's tokens"
 
     def log_p(self, complete: Complete, ids: list[int], answer: list[int]) -> float | None:
         sent = [*ids, *answer]
-        told = complete(sent, echo=True, logprobs=1).logprobs or Logprobs()
-        values = told.token_logprobs
+        echoed = complete(sent, echo=True, logprobs=1).logprobs or Logprobs()
+        values = echoed.token_logprobs
         if not values:
             return None
-        if len(values) - len(sent) not in (0, 1):  # one may be that of the token written
+        if len(values) - len(sent) not in (0, 1):  # the last one may belong to the written token
             raise Misread(f"{len(values)} log-probabilities of {len(sent)} tokens")
         if values[0] is not None or None in values[1 : len(sent)]:
             raise Misread("its log-probabilities are not those of all tokens but the first")
         names = self.texts.names(sent)
-        for text, of_token in zip(told.tokens or [], names, strict=False):
-            is_whole = text and PARTIAL not in text + of_token[0]  # parts of a character are shown in several ways
+        for text, of_token in zip(echoed.tokens or [], names, strict=False):
+            is_whole = text and PARTIAL not in text + of_token[0]  # servers show parts of a character in several ways
             if is_whole and text not in of_token:
                 raise Misread(f"it repeats {text!r} where {of_token[0]!r} was sent")
         return math.fsum(value for value in values[len(ids) : len(sent)] if value is not None)
 
 
 class TokenByToken(Reading):
-    """An answer read one token at a time."""
+    """Read an answer one token at a time."""
 
     def log_p(self, complete: Complete, ids: list[int], answer: list[int]) -> float | None:
         values = []
@@ -148,16 +153,16 @@ class TokenByToken(Reading):
 
     @abstractmethod
     def next_token(self, complete: Complete, ids: list[int], token: int) -> float | None:
-        """log p of a token behind the prompt."""
+        """Log-probability of a token behind the prompt ``ids``, in nats; ``None`` if the server does not return it."""
 
 
 class Forced(TokenByToken):
-    """The token is made the next one, and the server tells the log-probability that it had."""
+    """Make the token the next one by a logit bias, and read its log-probability without the bias."""
 
     says = "token by token, each made the next one by logit_bias"
 
     def forcing(self, token: int) -> dict[str, Any]:
-        """The fields of a request that make a token the next one."""
+        """Fields of a request that make a token the next one."""
         return {"logit_bias": {str(token): BIAS}}
 
     def next_token(self, complete: Complete, ids: list[int], token: int) -> float | None:
@@ -167,8 +172,8 @@ class Forced(TokenByToken):
         return written[0].logprob
 
     def works(self, complete: Complete, ids: list[int], answers: Sequence[list[int]]) -> bool:
-        """Also whether it is told as if nothing had been forced: two tokens with different texts are both written, and
-        cannot both be certain."""
+        """Whether the server reports log-probabilities from before the logit bias: two different tokens cannot both be
+        certain."""
         first = answers[0][0]
         own, *names = self.texts.names([answer[0] for answer in answers])
         others = [answer[0] for answer, texts in zip(answers[1:], names, strict=True) if not {*own} & {*texts}]
@@ -177,7 +182,7 @@ class Forced(TokenByToken):
 
 
 class Allowed(Forced):
-    """The same by vLLM's field."""
+    """Make the token the only one allowed, by a field of vLLM, and read its log-probability."""
 
     says = "token by token, each the only one allowed"
 
@@ -187,12 +192,13 @@ class Allowed(Forced):
 
 @dataclass(frozen=True)
 class Likeliest(TokenByToken):
-    """The token is looked up among the ``count`` likeliest next ones that the server lists."""
+    """Look the token up among the ``count`` likeliest next tokens that the server lists."""
 
     count: int = LIKELIEST[0]
     says = "token by token, where it is among the likeliest that the server lists"
 
     def _listed(self, complete: Complete, ids: list[int]) -> Sequence[Likely]:
+        """Likeliest next tokens behind the prompt ``ids``."""
         written = complete(ids, logprobs=self.count).written
         return written[0].top_logprobs or () if written else ()
 
@@ -207,11 +213,11 @@ class Likeliest(TokenByToken):
         return None
 
     def works(self, complete: Complete, ids: list[int], answers: Sequence[list[int]]) -> bool:
-        """Whether the server lists tokens at all: those of these answers may be unlikely."""
+        """Whether the server lists several tokens; the answers' tokens may be too unlikely to be among them."""
         return len(self._listed(complete, ids)) > 1
 
 
 def ways_to_read(tokenizer: PreTrainedTokenizerBase) -> list[Reading]:
-    """All ways, the one that needs the fewest requests first."""
+    """Return all ways to read log-probabilities, the one with the fewest requests first."""
     texts = TokenTexts(tokenizer)
     return [Echo(texts), Forced(texts), Allowed(texts), *(Likeliest(texts, count=count) for count in LIKELIEST)]

@@ -1,4 +1,5 @@
-"""How a model is asked: a recipe's section `evaluation`, with what a command changes. Importing this loads no torch."""
+"""Settings of an evaluation: a recipe's section `evaluation`, changed by a command's options. Importing this loads no
+torch."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,26 +11,26 @@ from moslora.recipe import EvaluationSection, Recipe
 
 
 class Request(EvaluationSection):
-    """A recipe's section `evaluation`, with the prompt format and the source of the questions."""
+    """Settings of an evaluation: a recipe's section `evaluation`, the prompt format and the source of the questions."""
 
     format: FormatName = DEFAULT_FORMAT
     source: str = "wheel"
 
     @classmethod
     def of(cls, recipe: Recipe | None) -> "Request":
-        """How a recipe's run is asked: in the format of its training rows, by the recipe's protocol if that reads it;
-        without a recipe by the defaults."""
+        """Return the settings for a recipe's run: the format of its training rows, and the recipe's protocol if it can
+        read this format; the defaults without a recipe."""
         if recipe is None:
             return cls()
-        asked = {"format": recipe.data.format, "source": recipe.questions.source}
-        return cls(**recipe.evaluation.model_dump() | asked).with_overrides({})
+        prompts = {"format": recipe.data.format, "source": recipe.questions.source}
+        return cls(**recipe.evaluation.model_dump() | prompts).with_overrides({})
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> "Request":
-        """Return a copy with the fields of ``overrides``. If protocol and format do not go together, one that is not
-        among these is the usual one for the other.
+        """Return a copy with other values of some fields. If the protocol cannot read the format, the one of both that
+        is not among ``overrides`` is adapted to the other.
 
         Raises:
-            UsageError: the protocol does not read the format, or writes nothing that beams could search.
+            UsageError: both are overridden and do not fit, or beams are set for a protocol that writes no texts.
         """
         request = type(self).model_validate({**self.model_dump(), **overrides})
         protocol = PROTOCOLS[request.protocol]

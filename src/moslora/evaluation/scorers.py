@@ -55,9 +55,10 @@ from moslora.runs.predictions import Prediction
 from moslora.tasks import Example, OpenEnded
 
 FEWEST_PROMPT_TOKENS = 2
-"""BOS, and one token of the question."""
+"""Smallest number of tokens of a prompt: BOS, and one token of the question."""
 
 RESPONSE_HEADER = "### Response:"
+"""Line before the answer in LLM-Adapters' prompt."""
 
 WRITING = {
     "max_new_tokens": PROTOCOLS["generate"].room,
@@ -70,17 +71,17 @@ WRITING = {
     "min_length": 0,
     "num_return_sequences": 1,
 }
-"""Arguments of `GenerationConfig`, beside the number of beams and the tokens of the end and of padding. All others stay
-unset, also those that a later version of transformers adds."""
+"""Arguments of transformers' `GenerationConfig` for beam search, except the number of beams and the end tokens. All
+other arguments stay unset."""
 
 BYTES_OF_A_CHARACTER = 4
-"""At most, in UTF-8; a token has at least one of them."""
+"""Largest number of bytes of a character in UTF-8. A token has at least one byte."""
 
 PART_OF_A_CHARACTER = "\ufffd"
-"""How a tokenizer decodes bytes that are no whole character."""
+"""Replacement character, to which a tokenizer decodes bytes that are no whole character."""
 
 SPACE = "\u2581"
-"""How SentencePiece writes a space, which it may leave out where a text begins."""
+"""SentencePiece's sign for a space, which its decoder drops at the beginning of a text."""
 
 Output = TypeVar("Output")
 
@@ -91,8 +92,7 @@ class EncodedQuestion:
 
     Attributes:
         example: the question, or a text.
-        texts: of each option its prompt with the tokens that are scored behind it; of an answer that is written the
-            prompt alone.
+        texts: for each option, its prompt and the scored tokens; for an answer that is written, the prompt alone.
     """
 
     example: Example
@@ -100,55 +100,58 @@ class EncodedQuestion:
 
     @property
     def pairs(self) -> list[TokenPair]:
-        """Prompts and answers."""
+        """Prompt and answer of each text, as tokens."""
         return [(text.ids[: text.answer_start], text.ids[text.answer_start :]) for text in self.texts]
 
     @property
     def tokens(self) -> int:
-        """Of the longest prompt with its answer."""
+        """Number of tokens of the longest prompt with its answer."""
         return max(len(text.ids) for text in self.texts)
 
     @property
     def truncated(self) -> bool:
+        """Whether a prompt was cut."""
         return any(text.truncated for text in self.texts)
 
 
 @dataclass(frozen=True)
 class Scorer(ABC, Generic[Output]):
-    """How a protocol asks a model. Its output for a question is a number for each option, or a text."""
+    """Base class of scorers. A model's output for a question is a number for each option, or a text.
+
+    Attributes:
+        encoder: encoder of the questions.
+        format: format of the prompts.
+        beams: number of beams for texts that are written; 1 is greedy decoding.
+    """
 
     protocol: ClassVar[Protocol]
 
     encoder: Encoder
-    format: Format  # of the prompts
-    beams: int = 1  # of the search for a written text; 1 is greedy
+    format: Format
+    beams: int = 1
 
     @abstractmethod
     def encode(self, example: Example) -> EncodedQuestion:
-        """The question as tokens; fails if the protocol cannot score it."""
+        """Encode a question.
 
-    def to_try(self, examples: Sequence[Example]) -> list[Example]:
-        """The questions of one task that are encoded before anything is scored: if they can be, all others most likely
-        can. Of each number of options, whose labels decide about ``choice``, it is the one with the longest text, which
-        may leave no room for a prompt; and that with the shortest, which may leave nothing to predict."""
-        by_length = sorted(examples, key=lambda example: max(map(len, (example.question, *example.choices))))
-        longest = {len(example.choices): example for example in by_length}
-        return [*longest.values(), by_length[0]]
+        Raises:
+            MosloraError: the protocol cannot score the question.
+        """
 
     @abstractmethod
     def length(self, question: EncodedQuestion, model: Local) -> int:
-        """Tokens that the question takes of a batch."""
+        """Number of a batch's tokens that a question takes."""
 
     @abstractmethod
     def ask(self, questions: Sequence[EncodedQuestion], model: Model) -> Wait[Output]:
-        """Ask a model questions of one task, none of them if there are none: the result waits for the outputs."""
+        """Start to ask a model questions of one task, or none, and return a function that waits for the outputs."""
 
     @abstractmethod
     def read(self, question: EncodedQuestion, output: Output) -> Prediction:
-        """The prediction in an output."""
+        """Read the prediction from a model's output."""
 
     def start(self, examples: Sequence[Example], model: Model) -> Callable[[], Iterator[list[Prediction]]]:
-        """Ask questions of one task: the result waits for their predictions, and yields them as they come."""
+        """Start to ask questions of one task, and return a function that yields their predictions as they arrive."""
         questions = [self.encode(example) for example in examples]
         wait = self.ask(questions, model)
 
@@ -165,18 +168,18 @@ class Scorer(ABC, Generic[Output]):
         return Prediction(example.id, example.task, example.gold, prediction=None, refused=str(output))
 
     def score(self, examples: Sequence[Example], model: Model) -> list[Prediction]:
-        """Predictions of one task's questions, in the order in which they come."""
+        """Return the predictions of one task's questions, in the order of their arrival."""
         return [prediction for predictions in self.start(examples, model)() for prediction in predictions]
 
 
 class OptionScorer(Scorer[list[float]]):
-    """Scores each option by the log-probability of its answer's tokens behind its prompt."""
+    """Scorer of options: the log-probability of each option's answer tokens, given its prompt."""
 
     one_prompt: ClassVar[bool] = False
-    """Whether a question's options have one prompt, and those of all questions begin alike."""
+    """Whether all options of a question have the same prompt, and the prompts of all questions begin alike."""
 
     def encode_options(self, example: Example) -> list[EncodedText]:
-        """The options with their prompts."""
+        """Encode the options with their prompts."""
         pairs = [(option.prompt, option.answer) for option in self.format.options(example)]
         return self.encoder.encode_all(pairs, joint=self.format.joint, eos=False)
 
@@ -189,7 +192,7 @@ class OptionScorer(Scorer[list[float]]):
 
 
 class Choice(OptionScorer):
-    """The protocol ``choice``. An option's prompt ends before its one token that differs."""
+    """Scorer of the protocol ``choice``. The prompt ends before the one token in which the options differ."""
 
     protocol: ClassVar[Protocol] = PROTOCOLS["choice"]
     one_prompt = True
@@ -211,7 +214,7 @@ class Choice(OptionScorer):
 
 
 class Cloze(OptionScorer):
-    """The protocol ``cloze``; a question has one text per option."""
+    """Scorer of the protocol ``cloze``, with one text per option."""
 
     protocol: ClassVar[Protocol] = PROTOCOLS["cloze"]
 
@@ -230,7 +233,7 @@ class Cloze(OptionScorer):
 
 
 class Texts(Cloze):
-    """The scorer of texts, which are the only option of an empty prompt."""
+    """Scorer of texts. A text is the only option, behind an empty prompt."""
 
     def encode(self, example: Example) -> EncodedQuestion:
         text = self.encoder.encode_text(example.choices[0])
@@ -247,8 +250,7 @@ class Texts(Cloze):
 
 
 class Generate(Scorer[str]):
-    """The protocol ``generate``: the model writes an answer, up to a token that ends it, or as many tokens as there is
-    room for. ``beams`` = 1 is greedy."""
+    """Scorer of the protocol ``generate``: the model writes an answer, up to an end token or the largest length."""
 
     protocol: ClassVar[Protocol] = PROTOCOLS["generate"]
 
@@ -257,11 +259,11 @@ class Generate(Scorer[str]):
         return self.protocol.room
 
     def ends(self, model: Model) -> Collection[int]:
-        """The tokens that end an answer."""
+        """Tokens that end an answer."""
         return [self.encoder.tokenizer.eos_token_id]
 
     def is_ended(self, example: Example, tokens: list[int]) -> bool:
-        """Whether more tokens behind these leave the answer as it is."""
+        """Whether no further tokens can change the answer in these ``tokens``."""
         return is_decided(str(self.encoder.tokenizer.decode(tokens, skip_special_tokens=True)), example)
 
     def encode(self, example: Example) -> EncodedQuestion:
@@ -302,23 +304,23 @@ class Generate(Scorer[str]):
 
 
 class OpenAnswers(Generate):
-    """The scorer of open-ended questions."""
+    """Scorer of open-ended questions."""
 
     def room(self, example: Example) -> int:
         return _words(example).max_new_tokens
 
     def ends(self, model: Model) -> Collection[int]:
-        """The tokenizer's end-of-sequence token, and those special tokens that the model's own generation settings
-        name, such as the end of a turn of a chat, which several tokenizers have beside it."""
+        """The tokenizer's end-of-sequence token, and the special tokens among the model's own end tokens, such as the
+        end of a chat's turn."""
         tokenizer = self.encoder.tokenizer
         added = tokenizer.added_tokens_decoder
-        # A default may be any word.
+        # A model's default end token may be an ordinary word.
         special = {token for token in model.named_ends if token in added and added[token].special}
         return special | {tokenizer.eos_token_id} - {None}
 
     def is_ended(self, example: Example, tokens: list[int]) -> bool:
-        """Whether the newest of these ``tokens`` completes one of the task's stop texts. Only as many of the last ones
-        are decoded as may hold it, and none where the newest has no last character of a stop text."""
+        """Whether the last of these ``tokens`` completes one of the task's stop texts. Only the last tokens that may
+        hold a stop text are decoded, and none if the last token lacks the last character of every stop text."""
         stop = _words(example).stop
         if not self._may_complete(tokens[-1], "".join(text[-1] for text in stop)):
             return False
@@ -332,7 +334,7 @@ class OpenAnswers(Generate):
         return {}
 
     def _may_complete(self, token: int, last: str) -> bool:
-        """Whether a token's text has one of the characters ``last``, or a part of a character."""
+        """Whether a token's text contains one of the characters ``last``, or a part of a character."""
         if token not in self._texts:
             tokenizer = self.encoder.tokenizer
             piece = str(tokenizer.convert_ids_to_tokens(token)).replace(SPACE, " ")
@@ -354,13 +356,14 @@ class OpenAnswers(Generate):
 SCORERS: Mapping[ProtocolName, type[Scorer[Any]]] = {
     scorer.protocol.name: scorer for scorer in (Choice, Cloze, Generate)
 }
+"""Scorer of each protocol."""
 
 
 def make_encoder(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, request: Request) -> Encoder:
-    """Return what encodes the questions of ``request``, up to its limit in tokens or the model's context.
+    """Return an encoder of questions, up to the request's limit in tokens or else the model's context.
 
     Raises:
-        UsageError: the limit is longer than the context.
+        UsageError: the limit exceeds the context.
     """
     context = context_length(config)
     if request.max_length and context and request.max_length > context:
@@ -368,13 +371,13 @@ def make_encoder(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, r
             f"evaluation.max_length = {request.max_length}: the model's context has {context:,} tokens; set at most"
             " this, or null"
         )
-    # In a recipe `data.max_length` is of the training rows alone.
+    # A recipe's `data.max_length` limits training rows alone.
     return Encoder(tokenizer, max_length=request.max_length or context, key="evaluation.max_length")
 
 
 def make_scorer(example: Example, encoder: Encoder, request: Request) -> Scorer[Any]:
-    """Return what scores the task of an example: texts and open-ended questions have their own scorers, whatever the
-    protocol that ``request`` names."""
+    """Return the scorer of an example's task. Texts and open-ended questions have their own scorers, whatever the
+    protocol of ``request``."""
     format = make_format(request.format, encoder.tokenizer)
     if example.is_text:
         return Texts(encoder, format)
@@ -384,13 +387,13 @@ def make_scorer(example: Example, encoder: Encoder, request: Request) -> Scorer[
 
 
 def task_of(questions: Sequence[EncodedQuestion]) -> str | None:
-    """The task by which adapters are chosen; ``None`` of texts, and without questions."""
+    """Name of the task by which gates choose; ``None`` for texts, and without questions."""
     tasks = [question.example.task for question in questions[:1] if not question.example.is_text]
     return tasks[0] if tasks else None
 
 
 def find_answer(text: str, example: Example) -> str:
-    """The first label in a continuation, "" if there is none. A second response header ends the response."""
+    """Find the first label in a response, which a second response header ends; "" if there is none."""
     response, *_ = text.split(RESPONSE_HEADER)
     hit = answer_pattern(example).search(response)
     if hit is None:
@@ -399,7 +402,7 @@ def find_answer(text: str, example: Example) -> str:
 
 
 def is_decided(text: str, example: Example) -> bool:
-    """Whether more text leaves the answer as it is: "answer1" at the end may become "answer10"."""
+    """Whether further text cannot change the answer. "answer1" at the end may still become "answer10"."""
     if RESPONSE_HEADER in text:
         return True
     answer = find_answer(text, example)
@@ -410,5 +413,6 @@ def is_decided(text: str, example: Example) -> bool:
 
 
 def _words(example: Example) -> OpenEnded:
+    """Wording of an open-ended question."""
     assert isinstance(example.wording, OpenEnded), f"{example.id}: has options"
     return example.wording

@@ -1,8 +1,8 @@
-"""A server on the network with OpenAI's interface: requests, answers, and what is tried again.
+"""Requests to a server with OpenAI's interface, and its checked answers. What a model's answers mean is in
+`moslora.evaluation.reading`.
 
-Only the address that was typed is spoken to: proxies of the environment are not used, and redirections not followed.
-What a server answers is data of a stranger: it is checked field by field, and what is printed of it has no control
-characters.
+Requests go to the user's address only: proxies of the environment are not used, and redirections not followed. A
+server's answers are not trusted: every field is checked, and control characters are never printed.
 """
 
 import os
@@ -20,49 +20,49 @@ from moslora.errors import MosloraError, UsageError, some
 from moslora.recipe.builtin import printable
 
 KEY = "MOSLORA_SERVER_KEY"
-"""The environment variable with the server's key, which is written into no file and no message."""
+"""Environment variable with the server's key, which appears in no file and no message."""
 
 WAITS = (0.5, 1, 2, 4, 8, 0)
-"""Seconds after each attempt at a request."""
+"""Seconds of waiting after each attempt at a request."""
 
 TIMEOUT = httpx.Timeout(300.0, connect=10.0)
-"""Seconds: a request may wait for others, and a long prompt takes its time on a CPU."""
+"""Timeouts of a request in seconds: it may wait for others, and a CPU is slow with long prompts."""
 
 PASSING = (408, 425, 429, 500, 502, 503, 504)
-"""Statuses that may be gone a moment later."""
+"""HTTP statuses of faults that may pass."""
 
 
 class Refused(MosloraError):
-    """The server understood a request and does not serve it: a field or a kind of prompt that it does not have."""
+    """The server refuses a request, because it lacks a field or does not take this form of prompt."""
 
 
 MISREAD = "the server reads another prompt"
-"""How the message of `Misread` begins, by which a refusal that was kept is known."""
+"""Beginning of the message of `Misread`, by which stored refusals are recognised."""
 
 
 class Misread(Refused):
-    """The server reads another prompt than the one that was sent, or repeats another one."""
+    """The server reads or repeats another prompt than the one that was sent."""
 
     def __init__(self, sign: str) -> None:
         super().__init__(f"{MISREAD}: {sign}")
 
 
 class Unavailable(MosloraError):
-    """The server could not be asked, or did not answer in the end."""
+    """The server could not be reached, or failed at every attempt."""
 
 
 class Received(BaseModel):
-    """A part of an answer: other keys may be there, but what is read has its type."""
+    """Base class of a server's answers: known keys are checked strictly, and others are ignored."""
 
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
 
 
 LogP = Annotated[float, Field(le=0.1)]
-"""A log-probability: 0 at most, but for rounding to 16 bits."""
+"""Log-probability: at most 0, except for rounding to 16 bits."""
 
 
 class Likely(Received):
-    """A token with its log-probability; its id, where the server tells it."""
+    """Token with its log-probability, and with its id if the server returns it."""
 
     token: str
     logprob: LogP | None = None
@@ -70,13 +70,13 @@ class Likely(Received):
 
 
 class Written(Likely):
-    """A token that was written, and the likeliest ones in its place."""
+    """Written token, with the likeliest tokens in its place."""
 
     top_logprobs: list[Likely] | None = None
 
 
 class Logprobs(Received):
-    """The field ``logprobs`` in either of its forms: a list for each fact, or ``content``, a list of tokens."""
+    """Field ``logprobs`` in one of two forms: parallel lists, or ``content``, a list of tokens."""
 
     tokens: list[str] | None = None
     token_logprobs: list[LogP | None] | None = None
@@ -85,38 +85,37 @@ class Logprobs(Received):
 
 
 class Reply(Received):
-    """What a server has written: a text, or a message of a chat."""
+    """Text or chat message that a server has written."""
 
     text: str | None = Field(default=None, validation_alias=AliasChoices("text", AliasPath("message", "content")))
     logprobs: Logprobs | None = None
 
     @property
     def written(self) -> list[Written]:
-        """The tokens that were written, as far as the server tells them."""
-        told = self.logprobs or Logprobs()
-        if told.content:
-            return told.content
-        tokens = told.tokens or []
-        found = []
-        # A server may leave out the last ones.
-        tops = told.top_logprobs or [None] * len(tokens)
-        for token, value, top in zip(tokens, told.token_logprobs or [], tops, strict=False):
+        """Written tokens that the server returns; it may leave out the last ones."""
+        logprobs = self.logprobs or Logprobs()
+        if logprobs.content:
+            return logprobs.content
+        tokens = logprobs.tokens or []
+        written = []
+        tops = logprobs.top_logprobs or [None] * len(tokens)
+        for token, value, top in zip(tokens, logprobs.token_logprobs or [], tops, strict=False):
             likeliest = [Likely(token=other, logprob=log_p) for other, log_p in (top or {}).items()]
-            found.append(Written(token=token, logprob=value, top_logprobs=likeliest))
-        return found
+            written.append(Written(token=token, logprob=value, top_logprobs=likeliest))
+        return written
 
 
 class Completion(Received):
-    """The answer to a request: the only choice, and the number of the prompt's tokens, as the server counts them."""
+    """Answer to a request: the only choice, and the number of the prompt's tokens by the server's count."""
 
     reply: Reply = Field(validation_alias=AliasPath("choices", 0))
     tokens_read: int | None = Field(default=None, validation_alias=AliasPath("usage", "prompt_tokens"))
 
     def of_prompt(self, tokens: int) -> Reply:
-        """What is written behind a prompt of so many tokens.
+        """Return the reply to a prompt of this number of tokens.
 
         Raises:
-            Misread: the server has read more or fewer, as far as it tells.
+            Misread: the server reports another number of tokens.
         """
         if self.tokens_read not in (None, tokens):
             raise Misread(f"{self.tokens_read} tokens, and {tokens} were sent")
@@ -124,10 +123,14 @@ class Completion(Received):
 
 
 class Model(Received):
+    """Model in a server's list."""
+
     id: Annotated[str, Field(min_length=1)]
 
 
 class Models(Received):
+    """List of a server's models."""
+
     data: list[Model] | None = None
 
 
@@ -135,6 +138,7 @@ Parsed = TypeVar("Parsed", bound=Received)
 
 
 def _client() -> httpx.Client:
+    """Return an HTTP client that sends the user's key."""
     headers = {}
     key = os.environ.get(KEY, "").strip()
     if not re.fullmatch(r"[!-~]*", key):  # before httpx refuses it, with the key in its message
@@ -146,14 +150,14 @@ def _client() -> httpx.Client:
 
 @dataclass(frozen=True)
 class Server:
-    """A server, and the model in it that is asked.
+    """Server with the model that is asked.
 
     Attributes:
-        address: without ``/v1``, such as ``http://localhost:8000``.
-        model: its name there; empty until it is known, and of servers that have one model only.
-        client: the connections, which threads may share.
-        patient: a fault of the server is tried again, as is a lost connection in any case; not where it may be the sign
-            that it does not offer what is asked.
+        address: address without ``/v1``, such as ``http://localhost:8000``.
+        model: name of the model on the server; may be empty if the server has only one.
+        client: HTTP client, which threads may share.
+        patient: whether a request is repeated after a fault of the server, which may also mean that the server does not
+            support the request. Requests are always repeated after a lost connection.
     """
 
     address: str
@@ -163,32 +167,32 @@ class Server:
 
     @property
     def name(self) -> str:
-        """The address and the model, to be printed."""
+        """Address and model, as printed."""
         return f"{self.address} {printable(self.model)}".rstrip()
 
     def models(self) -> list[str]:
-        """The names of its models; empty if it lists none."""
+        """Names of the server's models; empty if it lists none."""
         try:
-            found = self._send(Models, "GET", "models")
+            listed = self._send(Models, "GET", "models")
         except Refused:
             return []
-        return [model.id for model in found.data or []]
+        return [model.id for model in listed.data or []]
 
     def complete(self, prompt: str | list[int], *, max_tokens: int = 1, **fields: Any) -> Completion:
-        """The answer to a request to continue a prompt, greedily; errors as of `ask`."""
+        """Ask the server to continue a prompt greedily; errors as in `ask`."""
         body = {"prompt": prompt, "max_tokens": max_tokens, "temperature": 0, **fields}
         return self.ask("completions", body)
 
     def ask(self, path: str, body: Mapping[str, Any]) -> Completion:
-        """The answer to a request at ``/v1/`` + ``path``.
+        """Send a request to ``/v1/`` + ``path`` and return the answer.
 
         Args:
             path: ``completions`` or ``chat/completions``.
-            body: the request, without the model.
+            body: body of the request, without the model.
 
         Raises:
-            Refused: the server does not serve such a request.
-            Unavailable: it does not answer, or not as this interface does, also when it is tried again.
+            Refused: the server refuses the request.
+            Unavailable: every attempt fails, or is answered by something else than this interface.
         """
         model = {"model": self.model} if self.model else {}
         return self._send(Completion, "POST", path, {**body, **model})
@@ -203,8 +207,8 @@ class Server:
                 fault = self._status(response)
                 is_final = response.status_code not in PASSING or (response.status_code == 500 and not self.patient)
             except httpx.HTTPError as error:
-                if method == "GET" and isinstance(error, httpx.ConnectError):  # at first; later it may come back
-                    raise Unavailable(f"{self.address}: no server there; start it, or type another address") from None
+                if method == "GET" and isinstance(error, httpx.ConnectError):  # the first request
+                    raise Unavailable(f"{self.address}: no server there; start it, or use another address") from None
                 fault = f"no server there, or the connection was lost ({type(error).__name__})"
                 is_final = False
             except ValidationError:
@@ -216,26 +220,28 @@ class Server:
         raise Unavailable(f"{self.address}: {fault}, {len(WAITS)} times in a row")
 
     def _status(self, response: httpx.Response) -> str:
-        """The status of a response that is no answer, and what the server says about it."""
+        """Describe a response that is no answer: its status and the beginning of its text."""
         status = printable(f"{response.status_code} {response.reason_phrase}: {' '.join(response.text.split())[:200]}")
         fix = ""
         if response.status_code in (401, 403):
             fix = f"set the environment variable {KEY} to its key"
         elif response.has_redirect_location:
-            fix = f"type the address that it leads to, {printable(response.headers['location'])}"
+            fix = f"use the address that it leads to, {printable(response.headers['location'])}"
         if fix:
             raise UsageError(f"{self.address}: {status}; {fix}")
         return status
 
 
 def open_server(address: str, model: str | None = None) -> Server:
-    """The server at a typed address, with or without ``/v1`` and what follows it there, with the model that is typed,
-    or its only one.
+    """Return the server at an address, with its model of this name, or with its only model.
+
+    Args:
+        address: address of the server; ``/v1`` and what follows it are ignored.
+        model: name of a model on the server.
 
     Raises:
-        UsageError: it is no address of a server, the key is none that can be sent, or there are several models and none
-            is typed.
-        Unavailable: no server answers there.
+        UsageError: this is no address of a server, the key cannot be sent, or there are several models and no name.
+        Unavailable: no server answers at this address.
     """
     plain = re.sub(r"(/v1(/(chat/)?completions)?)?/*$", "", address.strip())
     host = ""
@@ -246,6 +252,6 @@ def open_server(address: str, model: str | None = None) -> Server:
     server = Server(plain)
     names = server.models()
     if model is None and len(names) > 1:
-        known = some([printable(name) for name in names], most=8)
-        raise UsageError(f"{plain}: has several models; choose one with --model, among {known}")
+        listed = some([printable(name) for name in names], most=8)
+        raise UsageError(f"{plain}: has several models; choose one with --model, among {listed}")
     return replace(server, model=model or "".join(names))

@@ -1,4 +1,5 @@
-"""The model that ``moslora eval`` scores: a run, an adapter folder, or any model. Loads no torch."""
+"""A target is the model that a command scores: a run, an adapter folder, or any model, opened but not loaded. Importing
+this loads no torch."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -34,16 +35,16 @@ from moslora.tasks import GROUP, Task
 
 @dataclass(frozen=True)
 class Target:
-    """A model to score, not loaded yet.
+    """Model to score, not loaded yet.
 
     Attributes:
-        model: how it is loaded.
-        request: how it is asked: the settings of its recipe, or the defaults.
-        recipe: its run's, or what a merged model's folder has of it.
-        trained: the adapter folder of its run, also if the base alone is scored; ``None`` for a model without a run.
-        base: the run's base is scored, without the adapter.
-        strategy: what each of several processes holds.
-        remark: on the adapter of an unfinished run; empty for others.
+        model: settings with which the base is loaded.
+        request: settings of its evaluation, from the recipe or by default.
+        recipe: recipe of the run; for a merged model, the part that its folder stores.
+        trained: adapter folder of the run, also if the base alone is scored; ``None`` for a model without a run.
+        base: whether the run's base is scored, without the adapter.
+        strategy: strategy of several processes (`moslora.choices.Strategy`).
+        remark: remark on the adapter of an unfinished run; empty for others.
     """
 
     model: ModelSection
@@ -56,32 +57,33 @@ class Target:
 
     @property
     def run(self) -> Run | None:
+        """Run of the adapter folder."""
         return self.trained.run if self.trained else None
 
     @property
     def adapter(self) -> AdapterFolder | None:
-        """The adapter that is scored, if there is one."""
+        """Adapter folder that is scored, if there is one."""
         return None if self.base else self.trained
 
     @property
     def own_tasks(self) -> Mapping[str, Task]:
-        """Those that its recipe declares."""
+        """Tasks that the recipe declares."""
         return self.recipe.own_tasks if self.recipe else {}
 
-    def tasks_to_ask(self, typed: str | Sequence[str] | None) -> tuple[Task, ...]:
-        """The ``typed`` tasks, by default those of its recipe, or the eight sets."""
-        if typed is None and self.recipe is not None:
+    def tasks_to_ask(self, names: str | Sequence[str] | None) -> tuple[Task, ...]:
+        """Return the named tasks; without names the recipe's, or the eight sets."""
+        if names is None and self.recipe is not None:
             return self.recipe.questions.tasks
-        return resolve_tasks(GROUP if typed is None else typed, self.own_tasks)
+        return resolve_tasks(GROUP if names is None else names, self.own_tasks)
 
-    def task_of_rows(self, typed: str | None) -> Task:
-        """The task that describes rows without answers: the ``typed`` one, by default the only one of its recipe.
+    def task_of_rows(self, name: str | None) -> Task:
+        """Return the task that describes rows without answers: the named one, or the recipe's only one.
 
         Raises:
-            UsageError: there are none or several, or the adapter's gate does not know it.
+            UsageError: there are none or several such tasks, or the adapter's gate was not trained on the task.
         """
-        named = self.own_tasks.values() if typed is None else resolve_tasks(typed, self.own_tasks)
-        tasks = [task for task in named if not task.is_text]
+        candidates = self.own_tasks.values() if name is None else resolve_tasks(name, self.own_tasks)
+        tasks = [task for task in candidates if not task.is_text]
         if len(tasks) != 1:
             among = some([task.name for task in tasks], most=8) or "boolq, or a YAML file that declares one"
             raise UsageError(f"--task: name the one task that describes the rows, such as {among}")
@@ -90,7 +92,8 @@ class Target:
         return tasks[0]
 
     def request_with(self, overrides: Mapping[str, Any]) -> Request:
-        """Return its request with these fields."""
+        """Return the settings of the evaluation with these fields changed, and print how a model is asked that has not
+        been trained for it."""
         request = self.request.with_overrides(overrides)
         if self.recipe is None and "protocol" not in overrides and "format" not in overrides:
             note_once(
@@ -105,25 +108,33 @@ class Target:
         return request
 
     def is_in_run(self, folder: Path) -> bool:
-        """Whether ``folder`` is one of its run's ``eval/``, however both are written."""
+        """Whether ``folder`` is in ``eval/`` of the run, however both paths are written."""
         return self.run is not None and folder.resolve().parent == (self.run.path / EVALUATIONS).resolve()
 
-    def results_folder(self, request: Request, typed: Path | None, *, ending: str = "") -> Path:
-        """Where its results are: the ``typed`` folder, which must not hold anything else, by default one of the run's,
-        or one that is named by the fingerprint of a model, which is downloaded for it. ``ending``: of the name, for
-        a server's results."""
+    def results_folder(self, request: Request, out: Path | None, *, ending: str = "") -> Path:
+        """Return the folder of the results.
+
+        Args:
+            request: settings of the evaluation.
+            out: the folder, if the user names one; ``None`` for one in the run, or one named by the fingerprint of a
+                model without a run, which is downloaded for that.
+            ending: ending of the folder's name, for a server's results.
+
+        Raises:
+            UsageError: ``out`` holds something else, or its name in the run belongs to other weights.
+        """
         checkpoint = self.trained and checkpoint_name(self.trained.path)
         suffix = f"-{checkpoint}" if checkpoint else ""
         if self.base:
             suffix = "-base"
         suffix += ending
         name = evaluation_name(request.protocol, request.format, self.model.precision) + suffix
-        if typed is not None:
-            folder = typed
+        if out is not None:
+            folder = out
         elif self.run is not None:
             folder = self.run.path / EVALUATIONS / name
         else:
-            from moslora.base.identity import fingerprint  # here, as it loads torch
+            from moslora.base.identity import fingerprint  # loads torch
 
             model = Path(os.path.expanduser(self.model.name)).name
             folder = RUNS / f"eval-{model}-{fingerprint(self.model.name)[:8]}" / name
@@ -146,15 +157,15 @@ def open_target(
     trust_remote_code: bool = False,
     strategy: Strategy | None = None,
 ) -> Target:
-    """The model that ``name`` names: a run, an adapter folder, a model folder, or a hub id, which is not looked up.
+    """Open a run, an adapter folder, a model folder, or a model of the hub, without loading or downloading it.
 
     Args:
-        name: as typed.
-        base: of a run, the base without the adapter.
-        dtype: in place of the recipe's.
-        engine: in place of the one that trained the run.
-        trust_remote_code: the model's own Python code may run, which a run's recipe cannot allow.
-        strategy: in place of the recipe's.
+        name: the user's path or hub id.
+        base: score a run's base without the adapter.
+        dtype: precision in place of the recipe's.
+        engine: engine in place of the one that trained the run.
+        trust_remote_code: allow the model's own Python code; a run's recipe cannot allow it.
+        strategy: strategy in place of the recipe's.
     """
     path = Path(os.path.expanduser(name))
     trained = None
@@ -174,8 +185,11 @@ def open_target(
 
 
 def names_run(target: str) -> bool:
-    """Whether ``target`` is a run or an adapter folder, or names one that is not there, rather than a model, or an
-    adapter of PEFT."""
+    """Whether ``target`` is, or looks like, a run or an adapter folder; otherwise it is a model or an adapter of PEFT.
+
+    Raises:
+        UsageError: there is no such folder or model.
+    """
     path = Path(os.path.expanduser(target))
     if os.path.isdir(path):
         return not any((path / name).is_file() for name in ("config.json", CONFIG))

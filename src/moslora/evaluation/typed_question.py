@@ -1,4 +1,4 @@
-"""A question as it is typed, as an example of a task. Importing this does not load torch."""
+"""Turn a typed question into an example of a task. Importing this does not load torch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,7 +21,7 @@ from moslora.tasks import (
 from moslora.tasks.matching import Exact
 
 TRUTHS = (("true", "false"), ("yes", "no"))
-"""The options of a question of truths, in its order."""
+"""Options of a true-or-false question, in the order of its choices."""
 
 BARE = Task(
     name="question",
@@ -29,26 +29,27 @@ BARE = Task(
     wording=OpenEnded(head="", match=Exact(), max_new_tokens=256, stop=()),
     splits={},
 )
-"""Of a question without options and without a task: it is asked as it is, and nothing says what is right."""
+"""Task of a question without options and without a task: the prompt is the question, and no answer is known."""
 
 
 def as_conversation(turns: Sequence[Turn]) -> Conversation:
-    """The question in the last of ``turns``, which is answered in words behind those before it."""
-    asked = Conversation.of("question", [*turns, Turn("assistant", UNKNOWN_ANSWER)])
-    return replace(asked, task=BARE.name, wording=BARE.wording)
+    """Return an example that asks the last of ``turns``, after the turns before it, for an answer in words."""
+    conversation = Conversation.of("question", [*turns, Turn("assistant", UNKNOWN_ANSWER)])
+    return replace(conversation, task=BARE.name, wording=BARE.wording)
 
 
 def as_example(
     question: str, options: Sequence[str], *, task: str | None = None, own: Mapping[str, Task] | None = None
 ) -> tuple[Example, tuple[str, ...]]:
-    """The question as an example of a task, and the options as they were typed, in the order of its choices.
+    """Return a question as an example of a task, and the typed options in the order of the example's choices.
 
     Args:
         question: in the task's form: WinoGrande's has a "_", HellaSwag's begins with an activity and ": ".
-        options: two or more, or none for a task whose questions all have the same; for BoolQ true and false, yes and
-            no, or none; none for an answer in words.
-        task: whose prompt to use; ``None`` for BoolQ's if the options are yes and no or true and false, else ARC's.
-        own: the tasks of a run's recipe; the only one that is asked like this is the default.
+        options: two or more options. They may be empty for an answer in words, for BoolQ, and for a task whose
+            questions all have the same options. BoolQ's are true and false, or yes and no.
+        task: name of the task whose prompt is used; ``None`` for the only fitting one of ``own``, else BoolQ if the
+            options are yes and no or true and false, else ARC.
+        own: tasks of a run's recipe.
     """
     question = question.strip()
     options = tuple(option.strip() for option in options if option.strip())
@@ -73,26 +74,26 @@ def as_example(
     elif len(options) < 2:
         raise UsageError(f"{len(options)} option given; give two or more: --option A --option B, or one per line")
     try:
-        context, asked = words.read_typed(question)
+        context, text = words.read_typed(question)
     except ValueError as error:
         raise UsageError(f"task {entry.name}: {error}") from None
-    wording = words if entry.own else None  # those of the eight sets have none
-    return Example("question", entry.name, asked, choices, 0, context, wording=wording), options
+    wording = words if entry.own else None  # the eight sets' examples have none
+    return Example("question", entry.name, text, choices, 0, context, wording=wording), options
 
 
 def _entry(options: Sequence[str], task: str | None, own: Mapping[str, Task]) -> Task:
-    """The ``task`` that was named, or else the one whose prompt is used where none is."""
+    """Return the named task, or the default one for these options."""
     if task is not None:
         entry, *others = resolve_tasks(task, own)
         if others:
             raise UsageError("--task: must be a single task for one question")
         return entry
-    asked = [task for task in own.values() if not task.is_text]
+    answerable = [task for task in own.values() if not task.is_text]
     if options:
-        fitting = [task for task in asked if not task.is_open_ended]
+        fitting = [task for task in answerable if not task.is_open_ended]
     else:
-        fitting = [task for task in asked if task.is_open_ended or task.fixed_options]
-    for candidates in (fitting, asked):
+        fitting = [task for task in answerable if task.is_open_ended or task.fixed_options]
+    for candidates in (fitting, answerable):
         if len(candidates) == 1:
             return candidates[0]
     if not options:
@@ -101,7 +102,7 @@ def _entry(options: Sequence[str], task: str | None, own: Mapping[str, Task]) ->
 
 
 def _as_truths(options: Sequence[str]) -> tuple[str, ...]:
-    """The options in the order of `TRUTHS`, if they are two of them in any order and case; else none."""
+    """Sort two options into the order of `TRUTHS`, in any case; empty if they are no truths."""
     lower = [option.lower() for option in options]
     for pair in TRUTHS:
         if sorted(pair) == sorted(lower):
@@ -110,8 +111,7 @@ def _as_truths(options: Sequence[str]) -> tuple[str, ...]:
 
 
 def read_typed(stream: TextIO, *, options: Sequence[str]) -> tuple[str, list[str]]:
-    """Reads the question, one line, and the options if there are none, one per line up to an empty line or the end.
-    Prints prompts on a terminal."""
+    """Read a question from one line, and its options, if none are given, from the lines up to an empty one."""
     question = read_line(stream, "question: ")
     given = list(options)
     if given or not question:
@@ -124,7 +124,7 @@ def read_typed(stream: TextIO, *, options: Sequence[str]) -> tuple[str, list[str
 
 
 def read_line(stream: TextIO, prompt: str) -> str:
-    """Reads a line, empty at the end; on a terminal behind ``prompt``."""
+    """Read a line, after a ``prompt`` if the stream is a terminal; empty at the end of the stream."""
     if stream.isatty():
         print(prompt, end="", flush=True)
     try:

@@ -75,7 +75,7 @@ class AppliedModules:
         return [f"{self.architecture}, by {self.decided_by}", self.verdict]
 
     def to_json(self) -> str:
-        """The same facts as JSON, for a program."""
+        """All facts as JSON, for a program."""
         return json.dumps({**asdict(self), "says": self.verdict, "passed": self.passed}, indent=2) + "\n"
 
 
