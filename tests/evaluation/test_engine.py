@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, LlamaConfig, MistralConfig, Phi3Config, Qwen3Config
+from transformers import LlamaConfig, MistralConfig, Phi3Config, Qwen3Config
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from evaluation_kit import all_tasks, log_probability, make_examples, make_model, tokenizer
@@ -15,9 +15,7 @@ from moslora.base.shapes import context_length
 from moslora.data.encode import Encoder
 from moslora.errors import UsageError
 from moslora.evaluation import Request, evaluate
-from moslora.kernels import vocabulary
 from moslora.kernels.attention import ROWS
-from moslora.kernels.loss import log_probabilities
 from moslora.plan.outline import outline
 from moslora.prompts.formats import FORMATS
 from moslora.training import train_recipe
@@ -107,18 +105,6 @@ def test_float32_predictions_do_not_depend_on_batch_tokens_or_order_and_have_no_
         assert other.deciding_scores == pytest.approx(prediction.deciding_scores, rel=0, abs=1e-5)
 
 
-def test_logits_in_pieces_are_the_same_logits(monkeypatch):
-    generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(23, 8, generator=generator)
-    weight = torch.randn(50, 8, generator=generator)
-    targets = torch.randint(50, (40,), generator=generator).tolist()
-    places = torch.randint(23, (40,), generator=generator).tolist()
-    expected = torch.log_softmax(hidden.double() @ weight.double().T, dim=1)[places, targets]
-    monkeypatch.setattr(vocabulary, "PIECE_ON_CPU", (4, 12))  # the last pieces are smaller
-    given = log_probabilities(hidden, weight, places, targets)
-    torch.testing.assert_close(given.double(), expected, rtol=0, atol=1e-5)
-
-
 LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 6, "long_factor": [2.0, 3.0, 4.0, 5.0, 6.0, 7.0]}
 SCALED_BY_LENGTH = {
     "longrope": Phi3Config(
@@ -153,23 +139,3 @@ def test_no_row_is_computed_by_the_length_of_another(recipe, tmp_path, rope):
         train_recipe(too_long, out=tmp_path / "run")
     with pytest.raises(UsageError, match=r"data.max_length = 33: .* at most 32"):
         outline(too_long)
-
-
-def test_layers_without_rope_limit_nothing():
-    config = AutoConfig.for_model("beam")
-    assert None in config.rope_parameters.values()
-    assert context_length(config) == config.max_position_embeddings
-
-
-def test_a_long_prompt_loses_its_beginning_and_is_counted():
-    examples = {"piqa": make_examples("piqa", 30)}
-    settings = {"protocol": "cloze", "format": "cloze"}
-    results = evaluate(make_model(), tokenizer(), examples, Request(max_length=24, **settings))
-    encoder = Encoder(tokenizer(), max_length=None)
-    too_long = []
-    for example in examples["piqa"]:
-        options = FORMATS["cloze"].options(example)
-        longest = max(len(encoder.encode(option.prompt, option.answer, eos=False).ids) for option in options)
-        if longest > 24:
-            too_long.append(example)
-    assert results.tasks["piqa"].truncated == len(too_long) > 0

@@ -297,19 +297,6 @@ def test_a_late_question_of_ten_options_is_refused_before_anything_is_scored(mon
         evaluate(make_model(), tokenizer(), PIQA | {"mine": rows}, Request(protocol="choice", format=format))
 
 
-def test_results_on_disk_hold_what_was_returned(tmp_path):
-    examples = {"hellaswag": make_examples("hellaswag", 90), "siqa": make_examples("siqa", 20)}
-    results = evaluate(make_model(), tokenizer(), examples, Request(limit=70, **CLOZE), out=tmp_path)
-    read = read_evaluation(tmp_path)
-    assert is_finished(tmp_path) and read_results(tmp_path) == results and read.conditions == results.conditions
-    assert tuple(read_predictions(tmp_path)) == results.predictions
-    written = json.loads((tmp_path / "results.json").read_text())
-    assert written["settings"]["answered_by"]["dtype"] == "float32"
-    assert written["settings"]["data"].keys() == examples.keys()
-    assert {task: score["n"] for task, score in written["tasks"].items()} == {"hellaswag": 70, "siqa": 20}
-    assert {path.name for path in tmp_path.iterdir()} == {"settings.json", "predictions.jsonl", "results.json"}
-
-
 def test_a_line_of_a_prediction_says_nothing_twice():
     """Lines of earlier versions, with every field, are read as well."""
     results = evaluate(make_model(torch.bfloat16), tokenizer(), all_tasks(3), Request(**CLOZE))

@@ -16,9 +16,9 @@ from faulty_servers_kit import faulty
 from forked_kit import python
 from message_kit import says
 from moslora.runs.evaluation import read_predictions
-from moslora.runs.run import PREDICTIONS, Run
+from moslora.runs.run import Run
 from server_kit import raw, serving
-from training_kit import ON_A_CPU, moslora
+from training_kit import ON_A_CPU
 
 
 def evaluation(served):
@@ -59,26 +59,6 @@ def answered_as_by_the_run(served):
     assert sorted(one.id for one in answered(served)) == sorted(ours) and len(ours) == 60
     for prediction in answered(served):
         assert prediction.scores == pytest.approx(ours[prediction.id], abs=1e-4)
-
-
-def test_an_evaluation_that_was_killed_goes_on(served, capsys):
-    pretended = served.pretended(pause=0.05)
-    with serving(pretended) as address:
-        command = ["eval", served.path, "--server", address, "--at-once", "2"]
-        killed = moslora(*command)
-        files = []
-        while not files or files[0].read_bytes().count(b"\n") < 5:
-            assert killed.poll() is None, killed.communicate()[0]
-            time.sleep(0.02)
-            files = list(served.path.glob(f"eval/*-at-*/{PREDICTIONS}"))
-        killed.kill()
-        killed.communicate()
-        kept = len(answered(served))
-        assert 5 <= kept < 60
-        pretended.pause = 0
-        code, out, errors = run(capsys, *command)
-    assert code == 0 and says(out, f"asking {60 - kept} questions"), out + errors
-    answered_as_by_the_run(served)
 
 
 def unanswered(served):
