@@ -216,8 +216,8 @@ def questions_of(
     questions = {task.name: load_examples(task, "test", source=source) for task in chosen}
     limited = []
     for task, rows in questions.items():
-        left = len(rows) - request.skipped(task)
-        count = min(request.limit or left, left)
+        available = len(rows) - request.skipped(task)
+        count = min(request.limit or available, available)
         if count < len(rows):
             limited.append(f"{task} {count:,} of {len(rows):,}")
     if limited and "limit" not in overrides:  # the user knows a limit of the command line

@@ -97,8 +97,8 @@ def evaluate(
         UsageError: the protocol cannot score the questions, or the folder has other conditions.
         MosloraError: a module is in training mode.
     """
-    asked = ModelWithQuestions.of(model, tokenizer, questions, request)
-    return asked.prepared.answer(asked.model, asked.prepared.open_journal(out, leaks or {}))
+    with_questions = ModelWithQuestions.of(model, tokenizer, questions, request)
+    return with_questions.prepared.answer(with_questions.model, with_questions.prepared.open_journal(out, leaks or {}))
 
 
 @dataclass(frozen=True)

@@ -260,11 +260,11 @@ class Served:
         prompts, and is there again, it is asked token by token."""
 
         def wait() -> Iterator[Mapping[int, list[float] | Refused]]:
-            left = dict(enumerate(questions))
-            while left:
+            remaining = dict(enumerate(questions))
+            while remaining:
                 try:
-                    for place, output in self._each(self._log_p, left):
-                        del left[place]
+                    for place, output in self._each(self._log_p, remaining):
+                        del remaining[place]
                         yield {place: output}
                 except Unavailable:
                     if not isinstance(self.reading, Echo):
@@ -273,7 +273,7 @@ class Served:
                         self.reading = self.first_reading(after_echo=True)
                     if isinstance(self.reading, Echo):
                         raise
-                    self.announce(len(left))
+                    self.announce(len(remaining))
 
         return wait
 

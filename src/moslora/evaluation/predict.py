@@ -112,15 +112,15 @@ def _columns(row: Row, predictions: Mapping[str, Prediction]) -> Columns:
 
 def remarks(file: RowFile, predictions: Mapping[str, Prediction]) -> list[str]:
     """Lines on the number of rows with a prediction, and on the reasons why others have none."""
-    asked = [predictions[row.question.id] for row in file.rows if isinstance(row.question, Example)]
-    answered = [prediction for prediction in asked if not prediction.refused]
+    of_rows = [predictions[row.question.id] for row in file.rows if isinstance(row.question, Example)]
+    answered = [prediction for prediction in of_rows if not prediction.refused]
     distinct = len({prediction.id for prediction in answered})
     lines = [f"{len(answered):,} of {counted(len(file.rows), 'row')} with a prediction, {distinct:,} different"]
     if file.faults:
         lines.append(by_row(file.faults))
-    refusals = {prediction.refused: None for prediction in asked if prediction.refused}
+    refusals = {prediction.refused: None for prediction in of_rows if prediction.refused}
     if refusals:
-        lines.append(f"{counted(len(asked) - len(answered), 'row')} not answered by the server: {some(refusals)}")
+        lines.append(f"{counted(len(of_rows) - len(answered), 'row')} not answered by the server: {some(refusals)}")
     truncated = sum(prediction.truncated for prediction in answered)
     if truncated:
         lines.append(f"{counted(truncated, 'row')} too long for evaluation.max_length: asked without the beginning")

@@ -88,14 +88,13 @@ def _entry(options: Sequence[str], task: str | None, own: Mapping[str, Task]) ->
         if others:
             raise UsageError("--task: must be a single task for one question")
         return entry
-    answerable = [task for task in own.values() if not task.is_text]
+    tasks = [task for task in own.values() if not task.is_text]
     if options:
-        fitting = [task for task in answerable if not task.is_open_ended]
+        fitting = [task for task in tasks if not task.is_open_ended]
     else:
-        fitting = [task for task in answerable if task.is_open_ended or task.fixed_options]
-    for candidates in (fitting, answerable):
-        if len(candidates) == 1:
-            return candidates[0]
+        fitting = [task for task in tasks if task.is_open_ended or task.fixed_options]
+    if len(fitting) == 1:
+        return fitting[0]
     if not options:
         return BARE
     return FOR_TRUTHS if _as_truths(options) else FOR_OPTIONS
@@ -113,14 +112,14 @@ def _as_truths(options: Sequence[str]) -> tuple[str, ...]:
 def read_typed(stream: TextIO, *, options: Sequence[str]) -> tuple[str, list[str]]:
     """Read a question from one line, and its options, if none are given, from the lines up to an empty one."""
     question = read_line(stream, "question: ")
-    given = list(options)
-    if given or not question:
-        return question, given
+    all_options = list(options)
+    if all_options or not question:
+        return question, all_options
     option = read_line(stream, "option 1 (empty: none): ")
     while option:
-        given.append(option)
-        option = read_line(stream, f"option {len(given) + 1} (empty: done): ")
-    return question, given
+        all_options.append(option)
+        option = read_line(stream, f"option {len(all_options) + 1} (empty: done): ")
+    return question, all_options
 
 
 def read_line(stream: TextIO, prompt: str) -> str:

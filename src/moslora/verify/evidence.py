@@ -29,8 +29,8 @@ def evidence(
 ) -> Evidence:
     """Return the evidence in a server's log-probabilities for ``questions``, which ``run``, its base and its
     ``checkpoints`` (by name) have all answered."""
-    told = by_id(server, "scores")
-    compared = [question for question in questions if question.example.id in told]
+    served = by_id(server, "scores")
+    compared = [question for question in questions if question.example.id in served]
 
     def centered_scores(evaluation: Evaluation) -> Centered:
         scores = by_id(evaluation, "scores")

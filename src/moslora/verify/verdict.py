@@ -117,15 +117,15 @@ def judge(evidence: Evidence) -> tuple[Verdict, Fit | None]:
     if len(evidence.lengths) < FEWEST_IN_ALL:
         return _too_few(len(evidence.lengths)), None
     most = evidence.tolerance
-    off = distance(evidence.server, evidence.run)
+    gap = distance(evidence.server, evidence.run)
     fitted = fit(evidence.server, evidence.run, evidence.base) if evidence.base is not None else None
-    if off > most and (fitted is None or fitted.from_base > most):
+    if gap > most and (fitted is None or fitted.from_base > most):
         cut = _context(evidence)
         if cut is not None:
             return cut, fitted
-    numbers = f"{off:.2g} nats from the run's answers, of which rounding explains {most:.2g}"
+    numbers = f"{gap:.2g} nats from the run's answers, of which rounding explains {most:.2g}"
     if fitted is None:
-        return _not_seen_beside_base(numbers, is_close=off <= most), None
+        return _not_seen_beside_base(numbers, is_close=gap <= most), None
     return _judge(evidence, fitted, numbers), fitted
 
 
@@ -142,9 +142,9 @@ def _judge(evidence: Evidence, fitted: Fit, distance_in_words: str) -> Verdict:
     numbers = f"k = {fitted.k:.2f} ({low:.2f} to {high:.2f}), {distance_in_words}"
     is_close = fitted.distance <= most
     for name, other in evidence.checkpoints.items():
-        off = distance(evidence.server, other)
-        if off <= most and off < fitted.distance / 2:
-            says = f"another checkpoint: computes {name} of this run, {off:.2g} nats from its answers; {numbers}"
+        gap = distance(evidence.server, other)
+        if gap <= most and gap < fitted.distance / 2:
+            says = f"another checkpoint: computes {name} of this run, {gap:.2g} nats from its answers; {numbers}"
             return Verdict("checkpoint", says)
     # Rounding of the run may have made k smaller by the attenuation.
     may_be_all = low <= 1 <= high + fitted.attenuation
@@ -180,13 +180,13 @@ def _not_seen_beside_base(numbers: str, *, is_close: bool) -> Verdict:
 
 
 def _context(evidence: Evidence) -> Verdict | None:
-    """Verdict that the context is cut, if all short questions agree and every longer one is farther off."""
+    """Verdict that the context is cut, if all short questions agree and every longer one is farther from the run."""
     order = np.argsort(evidence.lengths, kind="stable")
     lengths = np.array(evidence.lengths)[order]
-    off = distances(evidence.server, evidence.run)[order]
-    for fits in range(len(off) - FEWEST, FEWEST - 1, -1):
-        within = off[:fits]
-        beyond = off[fits:]
+    gap = distances(evidence.server, evidence.run)[order]
+    for fits in range(len(gap) - FEWEST, FEWEST - 1, -1):
+        within = gap[:fits]
+        beyond = gap[fits:]
         is_apart = lengths[fits - 1] < lengths[fits] and within.max() < beyond.min()
         if is_apart and size([within]) <= evidence.tolerance and size([beyond]) > BEYOND * evidence.tolerance:
             return Verdict(
@@ -220,16 +220,16 @@ def judge_texts(evidence: TextEvidence) -> Verdict:
     """Return the verdict on texts. It is never "run", because texts show neither scale nor quantisation."""
     if evidence.questions < FEWEST_IN_ALL:
         return _too_few(evidence.questions)
-    said = f"the run's answer to {evidence.like_run} of {evidence.questions} questions"
+    counts = f"the run's answer to {evidence.like_run} of {evidence.questions} questions"
     is_close = evidence.like_run >= MOST * evidence.questions
     if evidence.differing is None:
-        return _not_seen_beside_base(said, is_close=is_close)
+        return _not_seen_beside_base(counts, is_close=is_close)
     if evidence.differing < FEWEST:
-        return Verdict("undecided", f"{said}, but run and base differ in {evidence.differing} only; raise --limit")
-    said += f", and to {evidence.differing_like_run} of the {evidence.differing} that its base answers differently"
+        return Verdict("undecided", f"{counts}, but run and base differ in {evidence.differing} only; raise --limit")
+    counts += f", and to {evidence.differing_like_run} of the {evidence.differing} that its base answers differently"
     if evidence.differing_like_base >= MOST * evidence.differing:
-        return Verdict("base", f"computes its base, the adapter is not applied: {said}")
+        return Verdict("base", f"computes its base, the adapter is not applied: {counts}")
     if is_close and evidence.differing_like_run >= MOST * evidence.differing:
         unseen = "but texts alone show no scale, no quantisation and no nearby checkpoint, so it may be another one"
-        return Verdict("undecided", f"answers as this run: {said}; {unseen}", agrees=True)
-    return Verdict("another model", f"another model, or another prompt: {said}")
+        return Verdict("undecided", f"answers as this run: {counts}; {unseen}", agrees=True)
+    return Verdict("another model", f"another model, or another prompt: {counts}")

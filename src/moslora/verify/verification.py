@@ -121,9 +121,9 @@ def open_as_evaluated(path: Path, evaluation: str | None, *, trust_remote_code: 
         model = target.model
         if isinstance(conditions.answered_by, LocalModel):
             model = model.model_copy(update={"dtype": conditions.answered_by.dtype})
-        asked = {name: getattr(conditions, name) for name in ("protocol", "format", "max_length", "source")}
-        asked |= {"beams": conditions.beams or 1, "limit": None}
-        return replace(target, model=model, request=target.request.model_copy(update=asked)), folder
+        settings = {name: getattr(conditions, name) for name in ("protocol", "format", "max_length", "source")}
+        settings |= {"beams": conditions.beams or 1, "limit": None}
+        return replace(target, model=model, request=target.request.model_copy(update=settings)), folder
     scoring = readers(target.request.format)[0].name  # texts show no scale
     request = target.request.model_copy(update={"protocol": scoring, "limit": None})
     return replace(target, request=request), target.results_folder(request, None)

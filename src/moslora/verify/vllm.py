@@ -63,11 +63,9 @@ class AppliedModules:
             return f"vLLM refuses this adapter: {self.refusal}"
         if self.passed:
             return f"vLLM applies all {count} modules"
+        serves = "vLLM may refuse this adapter" if self.applied else "vLLM serves the base"
         fix = "moslora export RUN --for vllm writes the names that vLLM knows"
-        if not self.applied:
-            return f"vLLM serves the base: it applies none of the {count} modules, such as {self.ignored[0]}; {fix}"
-        left = some(self.ignored)
-        return f"vLLM applies at most {len(self.applied)} of {count} modules, or refuses all; not {left}; {fix}"
+        return f"{serves}: it applies {len(self.applied)} of {count} modules, not {some(self.ignored)}; {fix}"
 
     @property
     def printed(self) -> list[str]:
