@@ -94,7 +94,7 @@ def test_a_question_without_a_task_has_its_own_gate(recipe, tmp_path):
     assert ask(of_rows, question="rain").prediction.text
 
 
-def test_a_run_that_generates_is_asked_by_rank_and_one_with_passages_without(trained):
+def test_ask_replaces_generation_and_passages(trained):
     target = open_target(str(trained))
     generates = replace(target, request=target.request.model_copy(update={"protocol": "generate"}))
     assert ask(generates, question="a", options=("b", "c")).protocol == "choice"
@@ -103,7 +103,7 @@ def test_a_run_that_generates_is_asked_by_rank_and_one_with_passages_without(tra
     assert ask(passages, question="a", options=("yes", "no")).format == "cloze"
 
 
-def test_fixed_options_of_the_runs_own_task_need_not_be_typed():
+def test_fixed_options_are_the_default():
     columns = "{train: rows.jsonl, question: text, options: [billing, sales], answer: label}"
     own = load_recipe("smollm2-135m", [f"tasks.mine={columns}"]).own_tasks
     for given, options in (((), ("billing", "sales")), (("other", "none"), ("other", "none"))):
@@ -152,7 +152,7 @@ def test_a_conversation_is_kept(capsys, talking, monkeypatch):
     assert run(capsys, "ask", talking, *options, "--question", "a red fox")[1].endswith(f"\n{first}\n")
 
 
-def test_a_long_conversation_loses_its_first_questions_and_keeps_the_system_message(talking):
+def test_long_conversation_loses_its_first_questions(talking):
     chat = Chat.of(open_target(str(talking)), InWords(system="rain", max_tokens=5))
     for number in range(8):
         chat.answer(f"two birds sang {number}")

@@ -45,7 +45,7 @@ def of_statsmodels(values, clusters):
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_the_error_is_that_of_statsmodels_and_the_interval_wilsons_of_the_effective_number(seed):
+def test_clustered_error_is_statsmodels(seed):
     """That many independent questions have the same error."""
     values, clusters = drawn(seed)
     found = mean_of(values, clusters)
@@ -62,7 +62,7 @@ def test_the_error_is_that_of_statsmodels_and_the_interval_wilsons_of_the_effect
     assert alone.error == pytest.approx(np.std(values, ddof=1) / math.sqrt(len(values)), rel=1e-12)
 
 
-def test_opposite_answers_within_clusters_make_no_interval_narrower():
+def test_opposite_answers_in_clusters_narrow_no_interval():
     """As of a model that gives WinoGrande's twins the same option, and so has one of two right."""
     values = [1.0, 0.0] * 30
     found = mean_of(values, [str(n // 2) for n in range(60)])
@@ -70,7 +70,7 @@ def test_opposite_answers_within_clusters_make_no_interval_narrower():
     assert found.interval_of_share == wilson(0.5, 60)
 
 
-def test_one_cluster_has_no_error_and_the_interval_of_one_question():
+def test_one_cluster_has_no_error():
     found = mean_of([1.0, 0.0, 1.0], ["a", "a", "a"])
     assert found.error is None and found.interval_of_share == wilson(2 / 3, 1)
 
@@ -136,7 +136,7 @@ def own_examples(count, cluster=True):
     return found
 
 
-def test_an_evaluation_records_the_clusters_of_the_questions_it_asked(tmp_path):
+def test_evaluation_records_clusters(tmp_path):
     """Under a limit the same as without; a task that gets or loses its clusters is not scored again."""
     model, out = make_model(), tmp_path / "out"
     every = {f"mine/test/{row}": f"mine/test/{row - 1}" for row in range(1, 40, 2)}
@@ -163,7 +163,7 @@ def test_an_evaluation_records_the_clusters_of_the_questions_it_asked(tmp_path):
     assert score_task(read, drift=None).interval == whole.tasks["mine"].interval
 
 
-def test_an_evaluation_without_a_record_gets_the_clusters_that_are_known_of_its_data(tmp_path, monkeypatch):
+def test_evaluation_without_record_gets_stored_clusters(tmp_path, monkeypatch):
     """As those of earlier versions."""
     questions = {"mine": own_examples(10, cluster=False)}
     found = evaluate(make_model(), tokenizer(), questions, Request(**CLOZE), out=tmp_path)

@@ -90,7 +90,7 @@ def test_scores_are_those_of_a_plain_loop(name, mixer, protocol, format):
 
 @pytest.mark.parametrize(("protocol", "format"), [("choice", "label"), ("cloze", "cloze-passage")])
 @pytest.mark.parametrize("batch_tokens", [1, 500, 5_000])
-def test_float32_predictions_do_not_depend_on_batch_tokens_or_order_and_have_no_drift(protocol, format, batch_tokens):
+def test_float32_predictions_do_not_depend_on_batches(protocol, format, batch_tokens):
     examples = all_tasks(20)
     shuffled = {task: random.Random(batch_tokens).sample(rows, 20) for task, rows in reversed(examples.items())}
     request = Request(protocol=protocol, format=format)

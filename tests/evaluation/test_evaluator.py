@@ -75,7 +75,7 @@ def test_skipped_questions_are_the_first_of_the_fixed_order(tmp_path):
     assert [records[task]["asked"] for task in examples] == [100, 30]
 
 
-def test_blocks_larger_than_what_is_skipped_keep_their_questions():
+def test_blocks_larger_than_skip_keep_their_questions():
     rows = make_examples("piqa", 200)
     whole, *_ = blocks(rows, limit=None, exact=False, size=128)
     first, second = blocks(rows, limit=70, exact=False, skip=64, size=128)
@@ -101,7 +101,7 @@ def test_a_folder_goes_on_with_what_it_skipped(tmp_path):
 
 
 @pytest.mark.parametrize(("limit", "alone"), [(2, 2), (64, 4), (192, 6), (None, 8)])
-def test_the_drift_is_that_of_one_question_in_32_alone_but_of_4_to_8(monkeypatch, limit, alone):
+def test_drift_is_of_one_question_in_32(monkeypatch, limit, alone):
     """The largest change of a margin, by the scores of every one of them alone."""
     model = make_model(torch.bfloat16)
     examples = {"piqa": make_examples("piqa", 320)}
@@ -207,7 +207,7 @@ def test_other_settings_are_refused_by_name(tmp_path):
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_a_smaller_limit_ends_an_interrupted_evaluation_of_the_first_questions_alone(tmp_path, first):
+def test_smaller_limit_ends_interrupted_evaluation(tmp_path, first):
     """A server may answer short questions first: what it has answered before a kill is no random sample, and stays out
     of the averages until the rest is there."""
     questions = {"piqa": make_examples("piqa", 40)}
@@ -227,7 +227,7 @@ def test_a_smaller_limit_ends_an_interrupted_evaluation_of_the_first_questions_a
     assert read_results(tmp_path).tasks["piqa"].n == 40 and not read_evaluation(tmp_path).unfinished
 
 
-def test_where_the_questions_lie_is_no_other_setting_unless_some_lie_elsewhere(tmp_path):
+def test_source_may_change_if_all_tasks_are_asked_again(tmp_path):
     """The hash of a task's questions says what they are; the source, which cards name, is of all tasks."""
     ask(tmp_path, request=CHOICE | {"source": "rows"})
     more = PIQA | {"boolq": make_examples("boolq", 5)}
@@ -237,7 +237,7 @@ def test_where_the_questions_lie_is_no_other_setting_unless_some_lie_elsewhere(t
         ask(tmp_path, questions={"obqa": make_examples("obqa", 5)}, request=CHOICE | {"source": "hub"})
 
 
-def test_a_folder_of_other_versions_or_of_unknown_ones_is_refused_but_read(tmp_path):
+def test_folder_of_other_versions_is_refused_but_read(tmp_path):
     results = ask(tmp_path)
     head = json.loads((tmp_path / "settings.json").read_text())
     versions = head["settings"]["versions"]
@@ -269,7 +269,7 @@ def test_dropout_left_on_is_refused():
         evaluate(model, tokenizer(), all_tasks(1), Request(**CHOICE))
 
 
-def test_all_unusable_tasks_are_named_before_anything_is_scored(monkeypatch):
+def test_all_unusable_tasks_are_named_first(monkeypatch):
     """With cloze every set but boolq, whose options are one token each."""
     monkeypatch.setattr(Choice, "ask", lambda *_, **__: pytest.fail("scored"))
     for questions, format, named, tasks in (
@@ -282,7 +282,7 @@ def test_all_unusable_tasks_are_named_before_anything_is_scored(monkeypatch):
 
 
 @pytest.mark.parametrize("format", ["label", "llm-adapters"])
-def test_a_late_question_of_ten_options_is_refused_before_anything_is_scored(monkeypatch, format):
+def test_late_question_of_ten_options_is_refused_first(monkeypatch, format):
     """Where digits are tokens, "answer10" is one token longer than "answer1"; the other protocols score it."""
     wording = Numbered(head="Choose: ", stem="answer")
     rows = []

@@ -164,7 +164,7 @@ def learned_positions(longest):
 
 
 @pytest.mark.parametrize("beams", [1, 2])
-def test_the_context_has_room_for_the_text_behind_a_long_question(beams):
+def test_context_has_room_for_the_text(beams):
     examples = make_examples("siqa", 6)
     longest = 60
     encoder = Encoder(tokenizer(), max_length=None)

@@ -106,7 +106,7 @@ def test_leaks_are_known_by_the_run_alone(recipe, planted, world, tmp_path):
         assert results.without_leaks is None and not told(results) and read_results(folder) == results
 
 
-def test_a_task_of_leaks_alone_has_no_numbers_and_leaves_no_average():
+def test_task_of_leaks_alone_leaves_no_average():
     conditions = Conditions("generate", "label", None, {}, LocalModel("float32", "cpu", 1, 128))
     ids = (("obqa", 0), ("obqa", 1), ("boolq", 0))
     predictions = [Prediction(f"{task}/test/{row}", task, gold=row, prediction=0, answer="x") for task, row in ids]

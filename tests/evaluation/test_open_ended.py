@@ -73,7 +73,7 @@ def asked(model, questions, out=None, **others):
 
 
 @pytest.mark.parametrize("format", ["label", "llm-adapters", "cloze"])
-def test_a_text_is_the_likeliest_token_one_after_the_other(format):
+def test_text_is_greedy(format):
     model = perturbed()
     task = open_ended()
     questions = examples(task, rows(7, task))
@@ -116,7 +116,7 @@ def half_right(model, task, count=40):
     return made
 
 
-def test_numbers_are_those_of_exact_match_with_wilsons_interval():
+def test_numbers_are_those_of_exact_match():
     model = perturbed()
     task = open_ended()
     results = asked(model, examples(task, half_right(model, task)))
@@ -132,7 +132,7 @@ def test_numbers_are_those_of_exact_match_with_wilsons_interval():
     assert answers.outcomes == {"accuracy": tuple(float(p.prediction is not None) for p in results.predictions)}
 
 
-def test_an_error_of_format_is_counted_apart_and_the_same_answer_is_told():
+def test_unparsed_and_equal_answers_are_signs_of_collapse():
     model = perturbed()
     nothing = open_ended(Pattern("#### (.+)", Exact()))
     with pytest.raises(ValueError, match="would count as wrong"):
@@ -175,7 +175,7 @@ def test_beside_other_tasks_each_counts_by_its_own_metric():
     assert shown["mine"]["per character"] == "–" and shown["mine"]["parsed"] != "–" == shown["boolq"]["parsed"]
 
 
-def test_a_long_question_loses_its_start_and_too_many_tokens_are_refused():
+def test_long_question_loses_its_start():
     task = open_ended()
     long = examples(task, [{"question": "a red fox " * 300, "answer": "b"}])
     (prediction,) = asked(make_model(), long).predictions
@@ -185,7 +185,7 @@ def test_a_long_question_loses_its_start_and_too_many_tokens_are_refused():
     assert says(str(error.value), "answers of mine have up to 600 tokens", "leaves no room")
 
 
-def test_a_turn_of_a_chat_ends_a_text_though_the_tokenizer_has_another_end():
+def test_end_of_turn_ends_a_text():
     """The end is transformers' own, by the generation settings of the model. Of these a word of the text is none: it is
     there by a default of a config that nobody has set."""
     model = perturbed()
@@ -260,7 +260,7 @@ def by_lm_eval(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["text", "number"])
-def test_texts_and_scores_are_those_of_lm_evals_generate_until(kind):
+def test_texts_and_scores_are_those_of_lm_eval(kind):
     model = perturbed()
     if kind == "text":
         task = open_ended()

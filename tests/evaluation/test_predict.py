@@ -75,7 +75,7 @@ def test_answers_are_those_of_eval(here, capsys, task, protocol):
         assert row["probability"] == row["probabilities"][row["prediction"]]
 
 
-def test_a_stopped_command_continues_to_the_same_bytes_and_asks_equal_rows_once(here, capsys, monkeypatch):
+def test_stopped_command_continues_to_the_same_bytes(here, capsys, monkeypatch):
     """Also where a line was half written, and in a file that grew."""
     predict = ("predict", "run", "rows.jsonl", "--task", "kinds.yaml", "--out")
     assert run(capsys, *predict, "whole.jsonl")[0] == 0
@@ -121,7 +121,7 @@ def test_a_server_answers_as_the_run_that_it_serves(here, served, capsys):
         assert of_server["probabilities"] == pytest.approx(own["probabilities"], abs=1e-4)
 
 
-def test_rows_are_written_as_they_were_in_their_own_format(here, capsys):
+def test_rows_keep_their_format(here, capsys):
     texts = ["birds, and\nstone", 'a "fox"', "birds, and\nstone", "rain über"]
     write_csv("a.csv", [["", "text", "id"], *[[n, text, f"00{n}"] for n, text in enumerate(texts)]])
     schema = pa.schema([("id", pa.int8()), ("text", pa.large_string())], metadata={"by": "me"})
@@ -145,7 +145,7 @@ def test_rows_are_written_as_they_were_in_their_own_format(here, capsys):
         assert found == {"prediction": row[3], "probability": float(row[4]), "probabilities": json.loads(row[5])}
 
 
-def test_bad_rows_stop_the_command_or_are_left_without_a_prediction(here, capsys):
+def test_bad_rows_stop_or_are_skipped(here, capsys):
     """Those of the file, and one that the protocol cannot score."""
     (here / "own.yaml").write_text("tasks: {own: {test: x, question: text}}", encoding="utf-8")
     good = {"text": "fox", "options": ["rain", "birds"]}
@@ -191,7 +191,7 @@ def test_wrong_use_is_refused_before_torch_is_loaded(here, capsys, monkeypatch, 
     assert code == 2 and says(error, named) and sorted(here.rglob("*")) == before
 
 
-def test_a_file_that_changes_while_it_is_asked_is_not_labelled_with_answers_of_other_rows(here, capsys, monkeypatch):
+def test_file_that_changes_meanwhile_is_not_labelled(here, capsys, monkeypatch):
     def changing(*arguments, **options):
         found = original(*arguments, **options)
         write_jsonl(here / "rows.jsonl", reversed(read("rows.jsonl")))

@@ -28,7 +28,7 @@ cli.main()
 
 
 @pytest.mark.slow
-def test_two_processes_score_as_one_also_after_one_was_lost(trained, tmp_path):
+def test_two_processes_score_as_one(trained, tmp_path):
     evaluate_target(open_target(str(trained)), out=tmp_path / "one")
     script = tmp_path / "loses_one.py"
     script.write_text(LOSES_ONE)

@@ -33,7 +33,7 @@ def sentencepiece():
         (["", "token_id:6"], [None, 6]),
     ],
 )
-def test_a_piece_of_sentencepiece_is_named_by_a_text_of_its_own(listed, named, sentencepiece):
+def test_piece_of_sentencepiece_has_its_own_text(listed, named, sentencepiece):
     told = [Likely(token=text) for text in listed]
     tokens = [sentencepiece.token(likely, told) for likely in told]
     assert [None if token == -1 else token for token in tokens] == named

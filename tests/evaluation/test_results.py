@@ -48,7 +48,7 @@ def make_predictions(seed):
 
 
 @pytest.mark.parametrize("score", [np.nan, np.inf, -np.inf])
-def test_a_score_that_is_no_number_is_an_error_and_no_answer(score):
+def test_score_that_is_no_number_is_an_error(score):
     example = Example("boolq/test/7", "boolq", "is it?", ("true", "false"), 0)
     with pytest.raises(MosloraError, match=r"boolq/test/7: .*--dtype"):
         Prediction.of(example, (score, -1.0), truncated=False)
@@ -100,7 +100,7 @@ def test_tasks_and_averages():
     assert results.macro.close_calls == sum(score.close_calls for score in results.tasks.values())
 
 
-def test_texts_have_numbers_of_their_own_and_are_in_no_average():
+def test_texts_are_in_no_average():
     """Student's interval by scipy, over the texts; everything else is as without them."""
     predictions = make_predictions(1)
     draw = np.random.default_rng(5)
@@ -126,7 +126,7 @@ def test_texts_have_numbers_of_their_own_and_are_in_no_average():
     assert alone.texts["mine"].interval is alone.macro is alone.without_leaks is None and not alone.collapse
 
 
-def test_one_question_has_no_standard_error_and_the_first_of_equal_scores_is_chosen():
+def test_one_question_has_no_standard_error():
     tied = Prediction("boolq/test/0", "boolq", gold=1, prediction=0, scores=(-6.0, -3.0), characters=(2, 1))
     results = summarise(CONDITIONS, [tied], {"boolq": TaskRecord()})
     assert results.tasks["boolq"].standard_error is results.macro.standard_error is None

@@ -31,7 +31,7 @@ def answered(served):
     return read_predictions(evaluation(served))
 
 
-def test_a_servers_answers_are_an_evaluation_like_the_runs(served, capsys):
+def test_server_is_evaluated_as_the_run(served, capsys):
     pretended = served.pretended()
     own = Run(served.path).evaluation_folder()
     with serving(pretended) as address:
@@ -122,7 +122,7 @@ def test_no_control_character_of_a_server_is_printed(served, capsys):
 
 
 @pytest.mark.parametrize("after", [0, 60])
-def test_a_server_that_ends_over_a_prompts_log_probabilities_is_asked_token_by_token(after, served, capsys):
+def test_server_that_ends_over_echo_is_asked_token_by_token(after, served, capsys):
     """At once, or after some questions; it is there again for other requests."""
     pretended = served.pretended(tells="echo forced")
     pretended.ends_at = lambda body: bool(body.get("echo")) and len(pretended.asked) > after
@@ -132,7 +132,7 @@ def test_a_server_that_ends_over_a_prompts_log_probabilities_is_asked_token_by_t
     answered_as_by_the_run(served)
 
 
-def test_a_server_that_ends_for_good_is_told_with_the_request(served, capsys):
+def test_server_that_ends_for_good_is_one_line(served, capsys):
     pretended = served.pretended(tells="echo")
     pretended.ends_at = lambda body: len(pretended.asked) > 60
     with serving(pretended) as address:
@@ -142,7 +142,7 @@ def test_a_server_that_ends_for_good_is_told_with_the_request(served, capsys):
     assert says(errors, "the connection was lost", "of the prompt's tokens", kept, "--at-once 1"), errors
 
 
-def test_texts_and_answers_in_words_are_asked_of_servers_too(served, tmp_path, capsys):
+def test_servers_are_asked_texts_and_words(served, tmp_path, capsys):
     texts = [{"text": f"a fox sat near {place}", "source": str(place)} for place in range(5)]
     sums = [{"question": f"{first} + 2 =", "answer": str(first + 2)} for first in range(5)]
     for name, rows in (("texts", texts), ("sums", sums)):
@@ -209,7 +209,7 @@ def test_answers_about_another_prompt_are_refused_by_name(fault, tells, takes_to
     assert any(name in out + errors for name in ("another prompt", "the prompt is another", "context is cut")), out
 
 
-def test_a_listed_token_without_an_id_counts_if_no_other_has_its_text(served, tmp_path, capsys, monkeypatch):
+def test_listed_token_without_id_needs_its_own_text(served, tmp_path, capsys, monkeypatch):
     """The pieces of Chinese characters have all the same one."""
     monkeypatch.setattr("moslora.evaluation.reading.LIKELIEST", (len(served.tokenizer),))
     options = [("\u9ec4\u8272", "\u7ea2"), ("a", "b"), ("\u4e16 a", "\u754c b"), ("d", "a fox")]

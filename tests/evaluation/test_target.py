@@ -19,7 +19,7 @@ from moslora.runs.run import Run
 from moslora.training import train_recipe
 
 
-def test_a_run_and_its_merged_model_are_asked_the_same_long_questions(recipe, world, tmp_path, monkeypatch):
+def test_run_and_merged_model_are_asked_the_same_questions(recipe, world, tmp_path, monkeypatch):
     """The limit of the training rows cuts no question: every one here is longer."""
     train_recipe(recipe("data.max_length=24", "training.max_steps=6"), out=tmp_path / "run")
     merge(tmp_path / "run" / "adapter", out=tmp_path / "merged")
@@ -34,7 +34,7 @@ def test_a_run_and_its_merged_model_are_asked_the_same_long_questions(recipe, wo
         assert prediction.scores == pytest.approx(theirs[prediction.id], abs=1e-4)
 
 
-def test_an_unfinished_run_says_so_and_a_model_that_it_names_no_protocol(trained, world, tmp_path, capsys):
+def test_remarks_on_unfinished_runs_and_missing_recipes(trained, world, tmp_path, capsys):
     copy = shutil.copytree(trained, tmp_path / "run")
     shutil.rmtree(copy / "adapter")
     few = ("--tasks", "obqa", "--limit", "2")
@@ -71,9 +71,7 @@ def weights(adapter):
         (".", "folder", 21),
     ],
 )
-def test_scores_of_a_checkpoint_are_its_own_whatever_the_path(
-    trained, tmp_path, monkeypatch, capsys, inside, typed, step
-):
+def test_checkpoint_is_found_by_every_path(trained, tmp_path, monkeypatch, capsys, inside, typed, step):
     """A folder of checkpoints means the newest."""
     copy = shutil.copytree(trained, tmp_path / "run")
     oldest = (copy / "checkpoints" / "step-20").rename(copy / "checkpoints" / "step-15")
@@ -90,7 +88,7 @@ def test_scores_of_a_checkpoint_are_its_own_whatever_the_path(
     assert read_evaluation(folder).weights.adapter == of_weights
 
 
-def test_a_name_in_a_runs_eval_is_kept_for_the_weights_it_stands_for(trained, tmp_path, capsys):
+def test_out_in_a_run_must_name_its_weights(trained, tmp_path, capsys):
     copy = shutil.copytree(trained, tmp_path / "run")
     options = ("--tasks", "obqa", "--limit", "2", "--out")
     checkpoint = copy / "checkpoints" / "step-21"
@@ -101,7 +99,7 @@ def test_a_name_in_a_runs_eval_is_kept_for_the_weights_it_stands_for(trained, tm
     assert run(capsys, "eval", copy, *options, copy / "eval" / "mine")[0] == 0
 
 
-def test_a_mistyped_path_names_what_is_there_and_is_no_hub_id(trained, tmp_path, monkeypatch, capsys):
+def test_mistyped_path_names_near_ones(trained, tmp_path, monkeypatch, capsys):
     """Nothing asks the hub."""
     monkeypatch.setattr("moslora.base.resolve._ask_hub", lambda *_: pytest.fail("the hub was asked"))
     monkeypatch.chdir(tmp_path)
@@ -131,7 +129,7 @@ def test_the_newest_run_may_lie_in_the_current_folder(trained, tmp_path, monkeyp
     assert code == 0 and out.startswith("newest run: mine\n") and "written to mine/eval/choice-label-float32" in out
 
 
-def test_a_run_does_not_depend_on_the_folder_where_it_was_trained(recipe, world, tmp_path, monkeypatch, capsys):
+def test_run_does_not_depend_on_its_folder(recipe, world, tmp_path, monkeypatch, capsys):
     """Nor do its base and its checkpoints; it is resumed by the recipe with relative paths."""
     monkeypatch.chdir(world)
     typed = ("data.source=./data", "evaluation.source=data/../data", "model.name=model", "training.max_steps=3")
@@ -154,7 +152,7 @@ def test_a_limit_cuts_and_says_so(recipe, tmp_path, capsys):
     assert read_evaluation(tmp_path / "typed").conditions.max_length == 20
 
 
-def test_a_recipes_limit_is_lifted_and_a_look_at_a_few_questions_takes_no_result_away(trained, tmp_path, capsys):
+def test_smaller_evaluation_takes_no_result_away(trained, tmp_path, capsys):
     """The card of what is given away has all that was evaluated."""
     copy = shutil.copytree(trained, tmp_path / "run")
     opened = open_target(str(copy))

@@ -58,7 +58,7 @@ def test_nats_per_byte_are_transformers_own_loss(tokens):
     assert results.texts["mine"].nats_per_byte == pytest.approx(sum(expected) / len(TEXTS), abs=1e-6)
 
 
-def test_a_character_that_the_first_token_begins_does_not_count():
+def test_character_begun_by_the_first_token_does_not_count():
     """A byte-level token may be half of "é"; with BOS all 8 bytes count."""
     assert len(tokenizer()("é").input_ids) == 2
     for tokens, size in ((tokenizer(), 6), (with_bos(), 8)):
@@ -111,7 +111,7 @@ def test_a_task_gate_is_the_mean_of_its_tasks():
     assert (of_task[0] - of_task[1]).abs().max() > 1e-3
 
 
-def test_a_text_of_one_token_is_refused_unless_there_is_a_bos():
+def test_text_of_one_token_needs_bos():
     assert len(tokenizer()("a").input_ids) == 1
     for text, asked, named in (
         ("a", {}, r"\('a'\): this text is too short"),

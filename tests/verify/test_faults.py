@@ -95,7 +95,7 @@ def chat_run(served_world):
 @pytest.mark.slow
 @pytest.mark.parametrize("chat", [False, True], ids=["label", "chat"])
 @pytest.mark.parametrize("protocol", ["choice", "generate"], ids=["scores", "texts"])
-def test_every_fault_has_its_name_and_only_the_run_is_the_run(protocol, chat, request, capsys, monkeypatch, tmp_path):
+def test_every_fault_has_its_verdict(protocol, chat, request, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(verification, "evaluate_target", too_large)
     faults = IN_A_CHAT if chat else FAULTS
     original = request.getfixturevalue("chat_run" if chat else "choice_run").path

@@ -33,7 +33,7 @@ def evidence(questions=64, *, k=1.0, noise=0.0, seed=0, others=False):
     return Evidence(centered(server), centered(run), centered(base), named, lengths, 0.02, "float16")
 
 
-def test_k_is_that_of_least_squares_and_nothing_depends_on_what_options_share():
+def test_k_is_that_of_least_squares():
     given = evidence(k=0.7, noise=0.1)
     assert given.base is not None
     server, run, base = (np.concatenate(one) for one in (given.server, given.run, given.base))
@@ -60,7 +60,7 @@ def test_k_is_that_of_least_squares_and_nothing_depends_on_what_options_share():
         (0.5, 2.0, "another model"),
     ],
 )
-def test_what_the_server_computes_is_named(k, noise, kind):
+def test_verdict_names_the_model(k, noise, kind):
     for seed in range(20):
         assert judge(evidence(k=k, noise=noise, seed=seed))[0].kind == kind
 
@@ -90,7 +90,7 @@ def rounded(*, k, effect, noise, seed):
 
 @pytest.mark.parametrize("effect", [0.05, 0.1, 0.2, 0.5])
 @pytest.mark.parametrize("noise", [0.005, 0.015, 0.03])
-def test_rounding_of_the_run_and_its_base_is_not_taken_for_a_fault(effect, noise):
+def test_rounding_is_no_fault(effect, noise):
     """An adapter that moves the answers little: k is too small by the run's own rounding, and nothing is wrong."""
     for seed in range(30):
         assert judge(rounded(k=1.0, effect=effect, noise=noise, seed=seed))[0].kind in ("run", "undecided")
@@ -103,7 +103,7 @@ def test_a_share_of_an_adapter_is_not_called_its_base():
         assert judge(rounded(k=0.9, effect=0.05, noise=0.002, seed=seed))[0].kind == "scale"
 
 
-def test_a_base_whose_long_questions_alone_are_moved_is_the_base():
+def test_base_with_moved_long_questions_is_the_base():
     given = evidence()
     assert given.base is not None
     run = []
@@ -113,12 +113,12 @@ def test_a_base_whose_long_questions_alone_are_moved_is_the_base():
     assert found.kind == "base"
 
 
-def test_a_checkpoint_whose_answers_are_known_is_named_before_a_scale():
+def test_evaluated_checkpoint_is_named_before_a_scale():
     found, _ = judge(evidence(k=0.6, noise=0.01, others=True))
     assert found.kind == "checkpoint" and "step-20" in found.says
 
 
-def test_an_adapter_that_hardly_moves_answers_is_not_judged():
+def test_weak_adapter_is_not_judged():
     given = evidence(8, noise=0.01)
     assert given.base is not None
     small = [plain + 0.01 * (own - plain) for own, plain in zip(given.run, given.base, strict=True)]
@@ -127,7 +127,7 @@ def test_an_adapter_that_hardly_moves_answers_is_not_judged():
     assert judge(weak)[0].kind == "undecided"
 
 
-def test_long_questions_alone_that_differ_are_a_context_that_is_cut():
+def test_cut_context_is_found():
     given = evidence(noise=0.01)
     cut = []
     for row, length, error in zip(given.server, given.lengths, made(64, seed=8), strict=True):
@@ -137,7 +137,7 @@ def test_long_questions_alone_that_differ_are_a_context_that_is_cut():
     assert f"of up to {max(length for length in given.lengths if length <= 120)} tokens" in found.says
 
 
-def test_the_tolerance_is_the_recorded_drift_or_the_rounding_of_the_dtype():
+def test_tolerance_is_drift_or_rounding():
     assert tolerance(margins=[0.0], tokens=[4, 4], dtypes=["float32", "float16"]) == pytest.approx(2 * 0.012)
     assert tolerance(margins=[1.0, 1.0], tokens=[1], dtypes=["bfloat16", "float16"]) == pytest.approx(0.5**0.5)
 
@@ -155,7 +155,7 @@ def test_the_tolerance_is_the_recorded_drift_or_the_rounding_of_the_dtype():
         ((7, 0, 7, 0, 7), "undecided", False),
     ],
 )
-def test_texts_are_counted_and_are_never_enough_for_the_run(counts, kind, agrees):
+def test_texts_never_prove_the_run(counts, kind, agrees):
     found = judge_texts(TextEvidence(*counts))
     assert (found.kind, found.agrees) == (kind, agrees)
 

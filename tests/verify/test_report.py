@@ -35,7 +35,7 @@ def test_answers_of_a_server_are_held_against_a_runs():
     assert any(says(line, "accuracy", "server − run +33.33 (", "points") for line in found.printed)
 
 
-def test_texts_that_name_no_option_are_the_same_if_one_begins_the_other():
+def test_texts_without_option_are_compared_by_beginning():
     """A run's text ends where its answer is decided, and a server's does not."""
     pairs = [("Birds.\n### Response:", "Birds.\n### Response:\nBirds"), ("Birds", "Fish"), ("", "Fish"), ("", " ")]
     ours, theirs = (

@@ -38,7 +38,7 @@ def answers(served):
 
 @pytest.mark.parametrize("tells", ["echo", "forced", "allowed", "likeliest"])
 @pytest.mark.parametrize("takes_tokens", [True, False])
-def test_what_a_server_tells_in_any_way_is_what_eval_has_computed(tells, takes_tokens, served, capsys, monkeypatch):
+def test_every_reading_gives_the_scores_of_eval(tells, takes_tokens, served, capsys, monkeypatch):
     if tells == "likeliest":
         monkeypatch.setattr("moslora.evaluation.reading.LIKELIEST", (len(served.tokenizer),))
     assert verified(capsys, served.path, served.pretended(tells=tells, takes_tokens=takes_tokens)) == "run"
@@ -57,14 +57,14 @@ def test_what_a_server_tells_in_any_way_is_what_eval_has_computed(tells, takes_t
         ("echo", ("--tasks", "obqa", "--limit", "7"), 1, ("7 questions", "at least 8", "--limit")),
     ],
 )
-def test_where_there_are_no_answers_to_judge_by_it_is_said(tells, options, code, named, served, capsys):
+def test_missing_answers_are_one_line(tells, options, code, named, served, capsys):
     with serving(served.pretended(tells=tells)) as address:
         ended, out, errors = run(capsys, "verify", served.path, "--server", address, *options)
     assert ended == code and says(out + errors, *named), out + errors
 
 
 @pytest.mark.parametrize("trouble", [status(429), status(500), status(503), half, dies, slow(0.05)])
-def test_what_passes_is_tried_again(trouble, served, capsys):
+def test_passing_fault_is_retried(trouble, served, capsys):
     """Not within the first requests, which find out what the server offers."""
     pretended = served.pretended()
     with serving(pretended) as address:
@@ -82,7 +82,7 @@ def test_what_passes_is_tried_again(trouble, served, capsys):
         (dies, "connection was lost"),
     ],
 )
-def test_what_stays_is_one_line_and_the_replies_are_kept(trouble, named, served, capsys):
+def test_lasting_fault_is_one_line(trouble, named, served, capsys):
     pretended = served.pretended(always=trouble, after=40)
     with serving(pretended) as address:
         command = ("verify", served.path, "--server", address, "--at-once", "1")
@@ -119,7 +119,7 @@ def sorted_answers(folder):
 
 
 @pytest.mark.parametrize("asked", ["neither", "the run"])
-def test_what_was_never_asked_is_scored_first_as_by_eval_and_kept(asked, served, capsys):
+def test_missing_answers_are_scored_first(asked, served, capsys):
     own = Run(served.path).evaluation_folder()
     before = [sorted_answers(folder) for folder in (own, base_of(own))]
     shutil.rmtree(base_of(own) if asked == "the run" else own.parent)
@@ -142,7 +142,7 @@ def test_what_was_never_asked_is_scored_first_as_by_eval_and_kept(asked, served,
         ("run", "http://[::1", 2, ("--server http://[::1",)),
     ],
 )
-def test_nothing_is_scored_for_a_server_that_is_not_there(target, address, code, named, served, capsys):
+def test_missing_server_is_refused_first(target, address, code, named, served, capsys):
     shutil.rmtree(served.path / "eval")
     path = served.path if target == "run" else served.path.with_name("runn")
     ended, _, errors = run(capsys, "verify", path, "--server", address)
@@ -155,7 +155,7 @@ def merged(capsys, served):
     return served.path / "merged"
 
 
-def test_a_merged_model_is_scored_beside_the_base_that_its_folder_names(served, capsys, tmp_path, monkeypatch):
+def test_merged_model_is_compared_with_its_base(served, capsys, tmp_path, monkeypatch):
     """By log-probabilities also where its folder says otherwise: texts would show no scale."""
     monkeypatch.chdir(tmp_path)
     model = merged(capsys, served)
@@ -229,7 +229,7 @@ def test_options_that_are_texts(served_world, capsys):
     assert verified(capsys, served.path, served.pretended(served.model(base=True))) == "base"
 
 
-def test_a_first_question_beyond_the_context_is_no_error(served, capsys):
+def test_first_question_may_exceed_the_context(served, capsys):
     """How the server is asked is found with the shortest; those that fit are too few for a verdict here."""
     pretended = served.pretended()
     verified(capsys, served.path, pretended)
@@ -245,7 +245,7 @@ def test_answers_of_weights_that_are_gone_are_refused(served, capsys):
     assert code == 2 and says(errors, "other weights than", "moslora eval"), errors
 
 
-def test_a_checkpoint_is_verified_by_the_name_of_its_evaluation(served, capsys):
+def test_checkpoint_is_verified_by_its_evaluation(served, capsys):
     checkpoint = served.path / "checkpoints" / "step-36"
     evaluate_target(open_target(str(checkpoint)))
     name = Run(served.path).evaluation_folder().name + "-step-36"
