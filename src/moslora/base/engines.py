@@ -71,15 +71,18 @@ class Own(_Model):
 
     @staticmethod
     def build_batch(groups: PromptGroups, device: torch.device) -> Batch:
+        """Return all texts end to end, with a common beginning once."""
         tokens, rows, paths = concatenate(groups, device)
         return Batch(send([tokens], device), paths, rows.real, rows)
 
     def logits(self, batch: Batch, places: Sequence[int]) -> Tensor:
+        """Return the logits after the tokens at P places, shape ``(P, vocabulary)``."""
         weight = output_weight(self.model)
         hidden = self._hidden(batch)
         return product(hidden.index_select(0, send(places, hidden.device)).to(weight.dtype), weight)
 
     def loss(self, batch: Batch, places: Sequence[int], sent: Tensor, targets: Tensor) -> Tensor:
+        """Return Σ −log p(target) over N targets as a scalar, without keeping all logits."""
         hidden = self._hidden(batch)
         if not places:
             return (hidden.float() * 0).sum()
@@ -87,9 +90,11 @@ class Own(_Model):
         return sum_of_losses(states, output_weight(self.model), targets)
 
     def log_p(self, batch: Batch, places: Sequence[int], targets: Sequence[int]) -> Tensor:
+        """Return the targets' log-probabilities, float32 of shape ``(P,)``."""
         return log_probabilities(self._hidden(batch), output_weight(self.model), places, targets)
 
     def write(self, prompts: Sequence[list[int]], **how: Any) -> list[list[int]]:
+        """Return the new tokens of each prompt, decoded greedily in packed passes."""
         return decode(self.model, prompts, **how)
 
     def _hidden(self, batch: Batch) -> Tensor:
@@ -109,6 +114,7 @@ class Transformers(_Model):
 
     @staticmethod
     def build_batch(groups: PromptGroups, device: torch.device) -> Batch:
+        """Return all texts padded to the longest, and masked."""
         rows = list(chain.from_iterable(groups))
         longest = max(len(row) for row in rows)
         padded = [[*row, *[row[-1]] * (longest - len(row))] for row in rows]
@@ -117,6 +123,7 @@ class Transformers(_Model):
         return Batch(send(padded, device), paths, None if real.all() else send(real, device), None)
 
     def logits(self, batch: Batch, places: Sequence[int]) -> Tensor:
+        """Return the logits after the tokens at P places, shape ``(P, vocabulary)``."""
         length = batch.input_ids.shape[1]
         at = send(places, batch.input_ids.device)
         options: dict[str, Any] = {}
@@ -131,12 +138,14 @@ class Transformers(_Model):
         return logits.flatten(0, 1).index_select(0, at)
 
     def loss(self, batch: Batch, places: Sequence[int], sent: Tensor, targets: Tensor) -> Tensor:
+        """Return Σ −log p(target) over N targets as a scalar."""
         if not places:
             return (self.logits(batch, [0]).float() * 0).sum()
         logits = self.logits(batch, places)
         return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets, reduction="sum")
 
     def log_p(self, batch: Batch, places: Sequence[int], targets: Sequence[int]) -> Tensor:
+        """Return the targets' log-probabilities, float32 of shape ``(P,)``."""
         logits = self.logits(batch, places)
         wanted = send(targets, logits.device)
         positions, _ = sizes(len(logits), logits.shape[1], logits.device)
@@ -153,13 +162,14 @@ class Transformers(_Model):
         ends: Collection[int],
         batch_tokens: int,
     ) -> list[list[int]]:
+        """Return the new tokens of each prompt, decoded greedily by transformers' ``generate``."""
         written: list[list[int]] = [[] for _ in prompts]
         done: set[int] = set()
         together: list[int] = []  # numbers of the prompts that are continued
         waiting = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
 
         def keep(ids: Tensor, _: Any, **__: Any) -> Tensor:
-            """Keeps what is written after each prompt until it has ended."""
+            """Record the tokens after each prompt until it has ended; return which have, shape ``(prompts,)``."""
             for i, tokens in zip(together, ids[:, len(prompts[together[0]]) :].tolist(), strict=True):
                 if i not in done:
                     written[i] = tokens

@@ -68,13 +68,15 @@ class _Frozen8bit(nn.Module):
     it."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute y = x Wᵀ + bias, shapes ``(…, in)`` and ``(…, out)``, with a backward pass that needs no x."""
         if not (torch.is_grad_enabled() and x.requires_grad):
             return self.product(x)
         y: Tensor = _Product8bit.apply(x, self)
         return y
 
     def product(self, x: Tensor) -> Tensor:
-        """Compute bitsandbytes' product, or x Wᵀ with the unpacked W where this processor's int8 products are wrong."""
+        """Compute bitsandbytes' product ``(…, out)`` of x ``(…, in)``, or with the unpacked W where this processor's
+        int8 products are wrong."""
         if x.device.type != "cpu" or multiplies_int8():
             y: Tensor = super().forward(x)
             return y
@@ -94,6 +96,7 @@ class _Recomputed4bit(nn.Module):
     """
 
     def forward(self, x: Tensor) -> Any:
+        """Compute y = x Wᵀ + bias, with W unpacked outside of bitsandbytes' product where that unpacks it anyway."""
         layer: Any = self
         if not layer.training or x.dtype != layer.compute_dtype or x.numel() <= PACKED_ROWS * x.shape[-1]:
             return super().forward(x)

@@ -146,15 +146,15 @@ def _bytes_that_forward_keeps(layers: Iterable[nn.Module], live: "_Live") -> Map
     """Hook ``layers`` to fill the returned mapping, from a layer to the bytes that its forward pass leaves alive."""
     kept = Counter[nn.Module]()
 
-    def begin(layer: nn.Module, _: Any) -> None:
+    def before(layer: nn.Module, _: Any) -> None:
         kept[layer] -= live.bytes
 
-    def end(layer: nn.Module, _: Any, __: Any) -> None:
+    def after(layer: nn.Module, _: Any, __: Any) -> None:
         kept[layer] += live.bytes
 
     for layer in layers:
-        layer.register_forward_pre_hook(begin)
-        layer.register_forward_hook(end)
+        layer.register_forward_pre_hook(before)
+        layer.register_forward_hook(after)
     return kept
 
 

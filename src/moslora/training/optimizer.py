@@ -92,7 +92,8 @@ def update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, *, ma
 
 
 def fresh_moments(parameter: Tensor) -> dict[str, Tensor]:
-    """AdamW's state of ``parameter`` before its first update."""
+    """AdamW's state of ``parameter`` before its first update: a scalar count, and two moments of the parameter's shape
+    (as ``exp_avg``, ``exp_avg_sq``)."""
     step = torch.zeros((), device=parameter.device)
     return {"step": step, "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
 
