@@ -15,13 +15,13 @@ _HEAD = f"""\
 [recipes/README.md](../recipes/README.md) explains recipes, `extends` and overrides. The key of a field is
 `section.field`, as in `training.learning_rate=1e-4`. Only `model.name` is required.
 
-The word before a meaning says what another value of the field changes:
+A field's default comes first, then its type. The word before a meaning says what another value of the field changes:
 {_CHANGES}.
 
-A resumed run must keep all but *place*, *computed*, *written* and *asked*. Two runs belong to one arm of a comparison
-if *trained*, *rows*, *base* and *start* are the same.
+A resumed run must keep all but *place*, *computed*, *written* and *asked*. Runs of one arm of a comparison have equal
+*trained*, *rows*, *base* and *start*.
 
-`make docs` generates this page from the models in `src/moslora/recipe/`: edit those.
+`make docs` generates this page from the models in `src/moslora/recipe/`.
 """
 
 _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
@@ -35,7 +35,7 @@ def reference() -> str:
 
 def _tables(model: dict[str, Any], models: dict[str, Any], *, path: str) -> Iterator[str]:
     """The table of a model, then those of the models in its fields; a field of several kinds has one for all."""
-    yield "| field | type | default | meaning |\n|---|---|---|---|"
+    yield "| field | default, type | meaning |\n|---|---|---|"
     yield from _rows(model, models, path=path)
     yield ""
     for name, field in model["properties"].items():
@@ -45,10 +45,10 @@ def _tables(model: dict[str, Any], models: dict[str, Any], *, path: str) -> Iter
         inside = f"{path}.{name}".removeprefix(".")
         yield f"{'###' if path else '##'} `{inside}`\n"
         if len(options) > 1 and "kind" in options[0]["properties"]:
-            yield "| kind | field | type | default | meaning |\n|---|---|---|---|---|"
+            yield "| kind | field | default, type | meaning |\n|---|---|---|---|"
             for option in options:
                 kind = option["properties"]["kind"]["const"]
-                yield f"| `{kind}` | | | | {_cell(option['description'])} |"
+                yield f"| `{kind}` | | | {_cell(option['description'])} |"
                 for row in _rows(option, models, path=inside):
                     yield f"| {row}"
             yield ""
@@ -60,16 +60,14 @@ def _tables(model: dict[str, Any], models: dict[str, Any], *, path: str) -> Iter
 
 
 def _rows(model: dict[str, Any], models: dict[str, Any], *, path: str) -> Iterator[str]:
-    """A row for each field: its name, type, default, and its meaning behind what it changes."""
+    """A row for each field: its name, default and type, and its meaning behind the word for what it changes."""
     for name, field in model["properties"].items():
         if name in ("extends", "kind"):
             continue
         meaning = field.get("description") or _models(field, models)[0]["description"]
-        default = _default(field)
-        if not path and "default" not in field:
-            default = "–"
         changes = _changes(f"{path}.{name}".removeprefix("."))
-        cells = [f"`{name}`", _type(field), default, f"{changes}{meaning}"]
+        default = _default(field) if path or "default" in field else ""
+        cells = [f"`{name}`", ", ".join(filter(None, (default, _type(field)))), f"{changes}{meaning}"]
         yield f"| {' | '.join(map(_cell, cells))} |"
 
 
@@ -99,29 +97,30 @@ def _default(field: dict[str, Any]) -> str:
         return "required"
     value = field["default"]
     if isinstance(value, dict):
-        return f"`{{kind: {value['kind']}}}`" if "kind" in value else "–"
+        return f"`{{kind: {value['kind']}}}`" if "kind" in value else ""
     return f"`{render_inline(value)}`"
 
 
 def _type(field: dict[str, Any]) -> str:
     """The type of a field in words."""
     if "$ref" in field:
-        return "a section"
+        return "section"
     if "anyOf" in field:
-        return ", or ".join(dict.fromkeys(map(_type, field["anyOf"])))
+        types = [_type(option) for option in field["anyOf"] if option != {"type": "null"}]  # null is the default there
+        return " or ".join(dict.fromkeys(types))
     if "const" in field or "enum" in field:
-        return ", ".join(f"`{word}`" for word in field.get("enum", [field.get("const")]))
-    bounds = ", ".join(f"{sign} {field[name]}" for name, sign in _BOUNDS.items() if name in field)
+        return "/".join(f"`{word}`" for word in field.get("enum", [field.get("const")]))
+    bounds = " ".join(f"{sign}{field[name]}" for name, sign in _BOUNDS.items() if name in field)
     match field.get("type"):
         case "array" if "prefixItems" in field:
             return f"[{', '.join(map(_type, field['prefixItems']))}]"
         case "array":
-            return f"a list: {_type(field['items'])}"
+            return f"list of {_type(field['items'])}"
         case "object":
             inside = field["additionalProperties"]
-            return "sections by name" if "$ref" in inside else f"a mapping to {_type(inside)}"
+            return "sections by name" if "$ref" in inside else f"mapping to {_type(inside)}"
         case name:
-            words = {"integer": "integer", "number": "number", "string": "text", "boolean": "`true`, `false`"}
+            words = {"integer": "integer", "number": "number", "string": "text", "boolean": ""}
             return f"{words.get(str(name), str(name))} {bounds}".strip()
 
 

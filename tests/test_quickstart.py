@@ -23,12 +23,8 @@ from moslora.runs.results import Results, summarise
     ("cuda", "bfloat16", "units", "limit", "dtype"),
     [
         (False, False, {"avx512_bf16": True}, None, "bfloat16"),
-        (False, False, {"avx512_bf16": True}, "ALL", "bfloat16"),
-        (False, False, {"avx512_bf16": True}, "avx512_core_bf16", "bfloat16"),
         (False, False, {"avx512_bf16": True}, "avx512_core", "float32"),
-        (False, False, {"avx512_bf16": True}, "AVX2", "float32"),
         (False, False, {"amx_bf16": True, "avx512_bf16": False}, None, "bfloat16"),
-        (False, False, {"amx_bf16": False, "avx512_f": True}, None, "float32"),
         (False, False, {"neon": True}, None, "float32"),
         (True, True, {}, None, "bfloat16"),
         (True, False, {"avx512_bf16": True}, None, "float16"),

@@ -194,14 +194,14 @@ def turn(number, **changes):
 
 FAULTS = {
     "a tool": (turn(4, role="tool"), "messages, turn 4: role 'tool'", "'user'"),
-    "a call": (turn(3, content=None, tool_calls=[{"id": 1}]), "messages, turn 3: tool_calls: not read"),
-    "tools": ({"messages": TALK, "tools": [{"name": "f"}]}, "tools: not read"),
+    "a call": (turn(3, content=None, tool_calls=[{"id": 1}]), "messages, turn 3: tool_calls: not supported"),
+    "tools": ({"messages": TALK, "tools": [{"name": "f"}]}, "tools: not supported"),
     "a system message later": (turn(4, role="system"), "messages, turn 4: role 'system'", "'user'"),
     "no text": (turn(4, content=[]), "messages, turn 4: content is empty"),
     "an image": (turn(4, content=[{"type": "image_url"}]), "messages, turn 4: ", "only texts"),
     "empty": (turn(3, content=" "), "messages, turn 3: content is empty"),
     "half an emoji": (turn(3, content="\ud83e"), "surrogates"),
-    "no answer at the end": ({"messages": TALK[:4]}, "last turn is no answer"),
+    "no answer at the end": ({"messages": TALK[:4]}, "last turn is not an answer"),
     "no object": ({"messages": ["Hello"]}, "messages, turn 1: role None", "'user'"),
 }
 

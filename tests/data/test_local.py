@@ -138,11 +138,11 @@ def test_rows_of_other_programs_are_read_as_a_prompt_and_a_completion(row, tmp_p
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"instruction": "A planet?", "output": "Mars.", "system": "Be brief."}, "system: not read"),
-        ({"prompt": "A planet?", "completion": "Mars.", "history": [["Hello", "Hi"]]}, "history: not read"),
+        ({"instruction": "A planet?", "output": "Mars.", "system": "Be brief."}, "system: not supported"),
+        ({"prompt": "A planet?", "completion": "Mars.", "history": [["Hello", "Hi"]]}, "history: not supported"),
         ({"instruction": "A planet?", "input": 4, "output": "Mars."}, "input: not text"),
         ({"instruction": "A planet?", "input": "", "output": 4}, "its columns are instruction, input, output; a row"),
-        ({"conversations": [{"from": "human", "value": "A planet?"}]}, "its last turn is no answer"),
+        ({"conversations": [{"from": "human", "value": "A planet?"}]}, "the last turn is not an answer"),
     ],
 )
 def test_what_would_be_lost_of_such_a_row_is_refused(row, said, tmp_path):
@@ -167,7 +167,7 @@ def test_faults_come_together_with_file_and_line(tmp_path):
         ({"instruction": "x", "answer": 1}, kinds),
         ({**TWO, "answer": "answer3"}, "'answer3'"),
         ({**YES, "input": "more"}, kinds),
-        (["a", "list"], "found list"),
+        (["a", "list"], "not list"),
         ({**TWO, "task": "arc"}, "task 'arc'"),
         ({**TWO, "task": "piqa"}, "piqa"),
         ({"instruction": "Answer format: a/b", "output": "c", "answer": "c"}, "a/b"),

@@ -130,21 +130,6 @@ def test_rows_that_are_read_are_in_memory(recipe, cache):
     assert list(read.rows) == before
 
 
-def test_rows_that_another_machine_has_written_meanwhile_are_kept(recipe, cache, monkeypatch):
-    make = RunRows._from_sources
-    theirs = []
-
-    def overtaken(rows):
-        found = make(rows)
-        prepared._write(found, rows._folder())
-        theirs.extend(file.stat().st_ino for file in cache.glob("*/*"))
-        return found
-
-    monkeypatch.setattr(RunRows, "_from_sources", overtaken)
-    prepare(recipe())
-    assert [file.stat().st_ino for file in cache.glob("*/*")] == theirs and len(theirs) == 2
-
-
 @pytest.mark.slow
 def test_two_processes_make_them_once(recipe, cache, world):
     script = (

@@ -153,7 +153,7 @@ def test_rows_that_nothing_scores_are_told(here, world, capsys):
     [
         (
             "tasks.first.options=[a, b]",
-            "a question has options, or is answered in words; for answers in words set options",
+            "either options or match must be set; for answers in words set options",
         ),
         ("tasks.first.match=fuzzy", "tasks.first.match = 'fuzzy': must be 'exact', 'number' or 'contains'"),
         ("tasks.first.match={pattern: '('}", "is not a regular expression"),

@@ -143,10 +143,10 @@ def test_a_gate_has_an_embedding_for_each_task_of_the_run(mine, tmp_path, capsys
         ("tasks.weather.cloze=nothing", "must contain {question}"),
         ("tasks.weather.label=answer 1", "must be letters"),
         ("tasks.weather.held_out=0", "must be greater than 0"),
-        ("tasks.boolq.train=x", "'boolq' cannot be the name of a task"),
+        ("tasks.boolq.train=x", "'boolq' is no name for a task"),
         ("tasks.other.options=[a, b]", "tasks.other.train: is missing"),
-        ("tasks.passages.texts=a.txt", "'passages' cannot be the name of a task"),
-        ("data.tasks=[boolq, passages]", "texts, such as passages, are no rows; name them in evaluation.tasks"),
+        ("tasks.passages.texts=a.txt", "'passages' is no name for a task"),
+        ("data.tasks=[boolq, passages]", "passages: texts cannot be training rows; use them in evaluation.tasks"),
     ],
 )
 def test_a_wrong_declaration_is_one_line(mine, override, said, capsys):

@@ -117,7 +117,7 @@ def test_unreadable_file_is_the_only_fault(write, text, message):
 
 def test_rows_given_as_a_recipe_are_told_where_they_go(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"messages": []}\n{"messages": []}\n')
-    with pytest.raises(UsageError, match=r"rows, not a recipe.*data\.source"):
+    with pytest.raises(UsageError, match=r"has rows and is no recipe.*data\.source"):
         load_recipe(tmp_path / "rows.jsonl")
 
 
@@ -170,7 +170,6 @@ def test_name_of_the_run_comes_from_the_file(write, tmp_path):
         ("training..epochs=3", "override 'training..epochs=3': "),
         ("data.tasks=[boolq", "override 'data.tasks=[boolq': the value is not YAML: line 1, column 7: "),
         ("training.epoch=3", "override: training.epoch = 3: unknown key; did you mean epochs?"),
-        ("training.epochs.x=3", "override: training.epochs = {'x': 3}: "),
     ],
 )
 def test_wrong_override(write, override, message):

@@ -1,1 +1,1 @@
-"""Sources -> `moslora.tasks.Example` -> token ids and labels."""
+"""Data: rows of every source as `moslora.tasks.Example`, as token ids and labels, and as steps of a training."""

@@ -1,6 +1,6 @@
-"""Counts of a source's rows by task: their lengths, repeats, and how much of the test is in the training set.
+"""Counts of a source's rows by task: lengths, repeats, and test questions among the training rows.
 
-`moslora.data.overlap` defines when two rows are the same.
+`moslora.data.overlap` defines which rows are equal.
 """
 
 from collections import Counter
@@ -46,10 +46,20 @@ def audit_rows(
     max_length: int,
     bad_rows: BadRows = "stop",
 ) -> tuple[list[list[str]], list[str]]:
-    """The counts of ``source`` as a table, and the notes below it; tasks without rows are left out.
+    """Count the rows of ``source``.
 
-    Bare instructions of a file are a task of their own, the last. A file has no test rows; `MIXTURE` is tested on the
-    hub's. Lengths are compared with ``max_length`` in tokens.
+    Bare instructions of a file are a task of their own, the last one. A file has no test rows; `MIXTURE` has the hub's.
+
+    Args:
+        tasks: tasks without rows are left out.
+        source: of the rows.
+        tokenizer: for the lengths.
+        format: of the texts whose lengths are counted.
+        max_length: limit in tokens, above which a row is cut.
+        bad_rows: as in `read_rows`.
+
+    Returns:
+        The table, header first, and the notes below it.
     """
     encoder = Encoder(tokenizer, max_length=None)
     rendered = make_format(format, tokenizer)
@@ -73,7 +83,7 @@ def audit_rows(
 def read(
     tasks: Sequence[Task], *, source: str, bad_rows: BadRows = "stop"
 ) -> tuple[dict[str, list[Example]], dict[str, list[Example]]]:
-    """Training and test rows by task, the same tasks in both; see `audit_rows`."""
+    """Load training and test rows by task, with the same tasks in both; arguments as in `audit_rows`."""
     trained = load_training(
         [task for task in tasks if _has_rows(task, "train", source)], source=source, bad_rows=bad_rows
     )
@@ -81,18 +91,18 @@ def read(
     for task in tasks:
         if _has_rows(task, "test", source):
             tested += load_examples(task, "test", source=source)
-    asked = [task.name for task in tasks]
+    wanted = [task.name for task in tasks]
     tasks_of_rows = {row.task for row in (*trained, *tested)}
-    names = [name for name in (*asked, INSTRUCTION) if name in tasks_of_rows]
+    names = [name for name in (*wanted, INSTRUCTION) if name in tasks_of_rows]
     if not names:
-        raise UsageError(f"{source}: contains no rows of {', '.join(asked)}")
+        raise UsageError(f"{source}: contains no rows of {', '.join(wanted)}")
     training = {name: [row for row in trained if row.task == name] for name in names}
     return training, {name: [row for row in tested if row.task == name] for name in names}
 
 
 def _has_rows(task: Task, split: Split, source: str) -> bool:
-    """Whether ``task`` has a split in the source: a folder may lack files, and a file, or a data set of the hub, counts
-    as training rows alone."""
+    """Return whether the source has this split of ``task``. A folder may lack files; a file and a named data set of the
+    hub have only training rows."""
     path = local_path(source)
     if split == "train" and "train" not in task.splits:
         return False
@@ -106,18 +116,18 @@ def _has_rows(task: Task, split: Split, source: str) -> bool:
 def count_overlaps(
     training: Mapping[str, Sequence[Example]], test: Mapping[str, Sequence[Example]]
 ) -> dict[str, Overlap]:
-    """Repeats within each task's training rows, and of its test rows in all training rows."""
+    """Count the repeats within each task's training rows, and its test rows among all training rows."""
     contents_of = {task: list(map(content, examples)) for task, examples in training.items()}
     trained = set(chain.from_iterable(contents_of.values()))
     questions = {row.question for row in trained}
     overlaps = {}
     for task, rows in contents_of.items():
-        asked = list(map(content, test[task]))
+        tested = list(map(content, test[task]))
         answers = Counter((row.question, row.choices) for row in set(rows))  # number of different answers
         overlaps[task] = Overlap(
             repeats=len(rows) - len(answers),
             conflicts=sum(count > 1 for count in answers.values()),
-            in_train=sum(row.question in questions for row in asked),
-            leaks=sum(row in trained for row in asked),
+            in_train=sum(row.question in questions for row in tested),
+            leaks=sum(row in trained for row in tested),
         )
     return overlaps

@@ -1,4 +1,4 @@
-"""The clusters of questions by their texts: those that share a text or an option pair, or are equal."""
+"""Clusters of dependent questions, found by their texts: a shared passage, a shared pair of options, or equality."""
 
 from collections.abc import Hashable, Mapping, Sequence
 
@@ -6,14 +6,18 @@ from moslora.data.overlap import normalized
 from moslora.tasks import BUILT_IN, Example
 
 LONG_CONTEXT = 100
-"""Minimum number of characters of a context that groups the questions of a task that does not say what does. A shorter
-one may be a subject or a heading, which questions share without being about the same thing."""
+"""Minimum length of a context that groups the questions of a task without a declared `cluster`. A shorter one may be a
+subject or a heading, which independent questions share."""
 
 
 def find_clusters(examples: Sequence[Example]) -> dict[str, str]:
-    """The clusters of all questions of a set, by their texts; of a user's task also those that are equal."""
+    """Find the clusters of a set's questions by their texts; in a user's task equal questions are clusters, too.
+
+    Returns:
+        id -> id of the first question in its cluster.
+    """
     shared = {example.id: _shared_text(example) for example in examples}
-    questions: dict[str, Hashable] = {}  # with their context, and the options in any order
+    questions: dict[str, Hashable] = {}  # with context and sorted options
     for example in examples:
         if example.task not in BUILT_IN and not example.is_text:
             options = [] if example.is_open_ended else sorted(example.choices)
@@ -22,13 +26,15 @@ def find_clusters(examples: Sequence[Example]) -> dict[str, str]:
 
 
 def clusters_of(shared: Mapping[str, str], questions: Mapping[str, Hashable]) -> dict[str, str]:
-    """The clusters of questions: id -> id of the first in its cluster.
+    """Group questions that share a text, and of the others those that are equal.
 
     Args:
-        shared: id -> the text that a question shares with others, or "": those whose texts have the same words are a
-            cluster. A text that all of them share says nothing, and groups none.
-        questions: id -> the question itself, or something false. Of those that share no text the equal ones are a
-            cluster.
+        shared: id -> the text that a question shares with others, or "". Texts with the same words form a cluster. A
+            text that all questions share forms none.
+        questions: id -> the question itself, or a false value. Questions without a shared text are compared by it.
+
+    Returns:
+        id -> id of the first question in its cluster.
     """
     words = {id: normalized(text) for id, text in shared.items()}
     all_share = len(set(words.values())) == 1
@@ -45,7 +51,7 @@ def clusters_of(shared: Mapping[str, str], questions: Mapping[str, Hashable]) ->
 
 
 def _shared_text(example: Example) -> str:
-    """What a question shares with the others of its cluster; empty for nothing."""
+    """Text that a question shares with the others of its cluster; empty if there is none."""
     if example.cluster is not None:
         return example.cluster
     context = example.context or ""

@@ -1,7 +1,7 @@
-"""Conversations as tokens: those of the tokenizer's chat template, with the places of the answers among them.
+"""Conversations as tokens of the tokenizer's chat template, with the positions of the answers.
 
-A template may change a turn by what follows it, as Qwen3's does, so that a conversation does not begin with the text of
-its first turns. Therefore an answer is found in the whole text, by the same text with a marker in the answer's place.
+A template may change a turn because of later turns, as Qwen3's does, so the text of the first turns need not begin the
+text of the conversation. An answer is therefore located by rendering the conversation again with a marker in its place.
 """
 
 from bisect import bisect_left, bisect_right
@@ -15,28 +15,32 @@ from moslora.errors import UsageError, by_row
 from moslora.prompts.formats import ChatFormat, Format
 from moslora.tasks import Conversation, Turn
 
-_MARKER = "\ue000answer\ue000"  # with a character of Unicode's private use
+_MARKER = "\ue000answer\ue000"  # has a character for private use, which no text should have
 
 
 class TokensOfTurns(NamedTuple):
-    ids: list[int]  # exactly those of `apply_chat_template`
-    answers: list[range]  # positions of each answer's tokens, with the end token, or two, that the template puts behind
-    truncated: bool  # whether turns were left out
+    """Tokens of a conversation, and the positions of its answers."""
+
+    ids: list[int]  # equal to those of `apply_chat_template`
+    answers: list[range]  # positions of each answer's tokens, with the one or two end tokens of the template
+    truncated: bool  # whether turns were removed
 
 
 def encode_conversations(
     conversations: Sequence[Conversation], format: Format, *, max_length: int | None, last: bool
 ) -> list[TokensOfTurns]:
-    """The tokens of each conversation.
+    """Encode conversations.
 
     Args:
-        conversations: one that is longer than ``max_length`` loses questions with their answers from its beginning,
-            but not its system message.
-        last: only the last answer counts, and the template may change the others.
+        conversations: turns, with a system message or without.
+        format: a chat template.
+        max_length: maximum number of tokens. A longer conversation loses its first questions and answers, but not its
+            system message.
+        last: locate only the last answer; the template may change the others.
 
     Raises:
-        UsageError: the format has no turns; the template refuses a conversation, changes an answer, or puts no end
-            token behind it; or a last question with its answer is longer than the limit.
+        UsageError: the format has no turns; the template refuses a conversation, changes an answer, or writes no end
+            token after it; or a last question with its answer is longer than the limit.
     """
     encoded = []
     faults: dict[str, list[str]] = {}
@@ -56,7 +60,7 @@ def encode_conversations(
 
 
 def end_of_answer(format: Format) -> list[int]:
-    """Tokens that a chat template puts behind an answer. Empty if it puts none, and for other formats."""
+    """Tokens that a chat template writes after an answer; none for other formats."""
     if not isinstance(format, ChatFormat):
         return []
     try:
@@ -76,43 +80,44 @@ def _encode(
         del kept[first : first + 2]
         if not kept[first:]:
             raise ValueError(
-                f"longer than data.max_length={max_length} with its last question and answer alone, which are never"
-                " cut; raise it (moslora data audit prints the longest row), or remove the row"
+                f"longer than data.max_length={max_length} even with only the last question and answer, which are never"
+                " cut; raise data.max_length (moslora data audit prints the longest row), or remove the row"
             )
         text, ids, offsets = _rendered(kept, format)
-    left_out = len(turns) - len(kept)
+    removed = len(turns) - len(kept)
     answers = []
     for number, turn in enumerate(kept):
         if turn.role == "assistant" and (number == len(kept) - 1 or not last):
-            where = f"turn {number + left_out + 1}: the chat template"
+            where = f"turn {number + removed + 1}: the chat template"
             marked = format.render([*kept[:number], turn._replace(content=_MARKER), *kept[number + 1 :]])
             begin, end = _place(turn.content.strip(), text, marked, where=where)
-            behind = bisect_left(offsets, (end, 0))
-            while behind < len(ids) and not text[slice(*offsets[behind])].strip():
-                behind += 1
-            if behind == len(ids) or ids[behind] not in format.tokenizer.added_tokens_decoder:
-                raise ValueError(f"{where} puts no end token behind this answer, so a model would not learn to stop")
-            if ids[behind + 1 : behind + 2] == [format.tokenizer.eos_token_id]:
-                behind += 1  # as behind Cohere's end of a response
-            answers.append(range(bisect_right(offsets, begin, key=itemgetter(1)), behind + 1))
-    return TokensOfTurns(ids, answers, left_out > 0)
+            last_token = bisect_left(offsets, (end, 0))
+            while last_token < len(ids) and not text[slice(*offsets[last_token])].strip():
+                last_token += 1
+            if last_token == len(ids) or ids[last_token] not in format.tokenizer.added_tokens_decoder:
+                raise ValueError(f"{where} writes no end token after this answer, so a model would not learn to stop")
+            if ids[last_token + 1 : last_token + 2] == [format.tokenizer.eos_token_id]:
+                last_token += 1  # as after Cohere's end of a response
+            answers.append(range(bisect_right(offsets, begin, key=itemgetter(1)), last_token + 1))
+    return TokensOfTurns(ids, answers, removed > 0)
 
 
 def _rendered(turns: Sequence[Turn], format: ChatFormat) -> tuple[str, list[int], list[tuple[int, int]]]:
-    """The text of a conversation, the ids of its tokens, and the characters of each."""
+    """Render a conversation: its text, the ids of its tokens, and the first and last position of each in the text."""
     text = format.render(turns)
     encoded = format.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     return text, encoded["input_ids"], encoded["offset_mapping"]
 
 
 def _place(answer: str, text: str, marked: str, *, where: str) -> tuple[int, int]:
-    """The characters of ``text`` that stand in the marker's place. These must be the answer, which may be trimmed."""
-    before, _, behind = marked.partition(_MARKER)
-    end = len(text) - len(behind)
-    begin = end - len(answer)  # where the template puts a part of the answer, such as reasoning, before the marker
+    """Find the positions in ``text`` of the answer, which has a marker in its place in ``marked`` and may be
+    trimmed."""
+    before, _, after = marked.partition(_MARKER)
+    end = len(text) - len(after)
+    begin = end - len(answer)  # if the template moves a part of the answer, such as reasoning, before the marker
     if text.startswith(before):
         begin = len(before)
-    if marked.count(_MARKER) != 1 or not text.endswith(behind) or text[begin:end].strip() != answer:
-        fix = "remove what it takes out, such as reasoning, or set data.loss_on=last"
+    if marked.count(_MARKER) != 1 or not text.endswith(after) or text[begin:end].strip() != answer:
+        fix = "remove the part that it drops, such as reasoning, or set data.loss_on=last"
         raise ValueError(f"{where} changes or drops this answer; {fix}")
     return begin, end

@@ -1,8 +1,8 @@
-"""Text to token ids and labels.
+"""Encoding of examples: from texts to token ids and labels.
 
-Prompt and answer are encoded separately, so that the label mask is exact. This requires the prompt to be a token prefix
-of the whole text, which the tests check. The one format without this property (``Format.joint``), and every format with
-a tokenizer without it (:data:`BOUNDARIES`), is encoded as one string and split by character offsets.
+Prompt and answer are encoded separately, so that the label mask is exact. This requires the prompt's tokens to be the
+first tokens of the whole text, which the tests check. If a format (``Format.joint``) or a tokenizer
+(:data:`BOUNDARIES`) breaks this rule, prompt and answer are encoded as one string and split by character offsets.
 """
 
 import hashlib
@@ -22,11 +22,11 @@ from moslora.tasks import Conversation, Example
 _CHUNK = 1_000  # texts per call of the tokenizer: enough for its threads, with little memory
 
 TokenPair = tuple[list[int], list[int]]
-"""Token ids of a prompt, and of its answer."""
+"""Token ids of a prompt, and token ids of its answer."""
 
 BOUNDARIES = (("### Response:\n", "the correct answer is"), ("Question: why?\nAnswer:", " because"))
-"""Where prompts of the formats ``label`` and ``cloze`` end and answers begin, by example. A tokenizer such as Llama 2's
-begins every text with a space, so that an answer by itself has one too many."""
+"""Sample ends of prompts and beginnings of answers, for the formats ``label`` and ``cloze``. A tokenizer such as Llama
+2's adds a space before every text, so that an answer encoded by itself has one space too many."""
 
 IGNORE_INDEX = -100
 """Label of a position without loss (PyTorch's default ``ignore_index``)."""
@@ -44,7 +44,7 @@ class EncodedText:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A training row. ``labels[i]`` (not shifted) is ``input_ids[i]``, or `IGNORE_INDEX` without loss."""
+    """Training row as tokens. ``labels[i]`` (not shifted) is ``input_ids[i]``, or `IGNORE_INDEX` for no loss."""
 
     id: str
     task: str
@@ -82,12 +82,12 @@ class Encoder:
 
     @cached_property
     def identity(self) -> str:
-        """A hash of everything that decides a text's tokens, except the length limit."""
+        """Hash of everything that decides a text's tokens, except the length limit."""
         parts = (self.tokenizer.backend_tokenizer.to_str(), self._bos, self.tokenizer.eos_token_id)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def encode(self, prompt: str, answer: str, *, joint: bool = False, eos: bool = True, room: int = 0) -> EncodedText:
-        """One text, as in `encode_all`."""
+        """Encode one (prompt, answer) pair, as in `encode_all`."""
         return self.encode_all([(prompt, answer)], joint=joint, eos=eos, room=room)[0]
 
     def encode_all(
@@ -99,14 +99,14 @@ class Encoder:
         end: Sequence[int] = (),
         room: int = 0,
     ) -> list[EncodedText]:
-        """Encodes (prompt, answer) pairs in batches, which the tokenizer runs in parallel; an answer may be empty.
+        """Encode (prompt, answer) pairs in batches, which the tokenizer runs in parallel; an answer may be empty.
 
         Args:
             texts: the pairs.
-            joint: each pair is encoded as one string, and its answer starts at the first token that reaches into it.
-            eos: the end-of-sequence token is appended, so that a model learns to stop.
-            end: tokens that are appended instead.
-            room: tokens of the limit that stay free.
+            joint: encode each pair as one string; its answer starts at the first token that reaches into it.
+            eos: append the end-of-sequence token, so that a model learns to stop.
+            end: tokens to append instead of the end-of-sequence token.
+            room: number of tokens to keep free below the limit.
 
         Raises:
             UsageError: an answer alone is longer than the limit, or the tokenizer has no end-of-sequence token.
@@ -123,20 +123,20 @@ class Encoder:
         longer = [length for length in lengths if self.max_length is not None and length > self.max_length]
         if longer:
             raise UsageError(
-                f"{self._key}={self.max_length}: {len(longer)} of {len(lengths)} answers alone are longer, and answers"
-                f" are never cut; the longest needs {self._key}={max(longer)}"
+                f"{self._key}={self.max_length}: {len(longer)} of {len(lengths)} answers are longer, and answers are"
+                f" never cut; the longest needs {self._key}={max(longer)}"
             )
         return [self._assemble(prompt, [*answer, *end], room=room) for prompt, answer in pairs]
 
     def encode_text(self, text: str) -> EncodedText:
-        """A text without a prompt: its first token, or BOS, is the context, and the rest is the answer.
+        """Encode a text without a prompt: its first token, or BOS, is the context, and the rest is the answer.
 
-        A text over the limit loses its end. A character of several tokens counts with the first of them, so ``bytes``
-        may be up to 3 off at either end; it is 0 if no character begins behind the context.
+        A text over the limit loses its end. A character of several tokens counts with its first token, so ``bytes`` may
+        be off by up to 3 at either end. It is 0 if no character begins after the context.
         """
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids = self._bos + encoded["input_ids"]
-        ends = [0] * len(self._bos) + [end for _, end in encoded["offset_mapping"]]  # in the text, of each token
+        ends = [0] * len(self._bos) + [end for _, end in encoded["offset_mapping"]]  # position after each token
         kept = ids[: self.max_length]
         truncated = len(kept) < len(ids)
         if not ids:
@@ -145,10 +145,7 @@ class Encoder:
         return EncodedText(kept, 1, truncated=truncated, bytes=len(text[ends[0] : answer_end].encode()))
 
     def _encode_apart(self, texts: Sequence[tuple[str, str]]) -> list[TokenPair]:
-        """Encodes prompts and answers separately.
-
-        Options of one question share their prompt, and many rows share an answer, so each text is encoded once.
-        """
+        """Encode prompts and answers separately, and equal texts once: options share a prompt, and rows an answer."""
         distinct = list(dict.fromkeys(chain.from_iterable(texts)))
         ids: list[list[int]] = []
         for begin in range(0, len(distinct), _CHUNK):
@@ -157,7 +154,7 @@ class Encoder:
         return [(ids_of[prompt], ids_of[answer]) for prompt, answer in texts]
 
     def _encode_joint(self, texts: Sequence[tuple[str, str]]) -> list[TokenPair]:
-        """Encodes each prompt with its answer as one string, and splits the tokens by their character offsets."""
+        """Encode each prompt with its answer as one string, and split the tokens by their character offsets."""
         pairs = []
         for begin in range(0, len(texts), _CHUNK):
             chunk = texts[begin : begin + _CHUNK]
@@ -165,14 +162,13 @@ class Encoder:
             encoded = self.tokenizer(wholes, add_special_tokens=False, return_offsets_mapping=True)
             ids_and_offsets = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
             for (prompt, _), (ids, offsets) in zip(chunk, ids_and_offsets, strict=True):
-                # of the first token that reaches behind the prompt; tokens end in ascending order
-                start = sum(end <= len(prompt) for _, end in offsets)
+                start = sum(end <= len(prompt) for _, end in offsets)  # first token that reaches beyond the prompt
                 pairs.append((ids[:start], ids[start:]))
         return pairs
 
     def _assemble(self, prompt: list[int], answer: list[int], *, room: int) -> EncodedText:
-        """BOS, as much of the end of the prompt as fits, and the answer."""
-        if prompt[:1] == self._bos:  # a chat template has BOS in its text
+        """Join BOS, as much of the end of the prompt as fits, and the answer."""
+        if prompt[:1] == self._bos:  # chat templates write BOS themselves
             prompt = prompt[len(self._bos) :]
         kept = prompt
         if self.max_length is not None:
@@ -183,8 +179,8 @@ class Encoder:
 
 
 def encoding(encoder: Encoder, format: FormatName) -> dict[str, str]:
-    """Hashes of what decides a question's tokens, besides the format's name: ``tokenizer`` and, where the format has
-    one, ``chat_template``."""
+    """Hashes of the ``tokenizer`` and, if the format has one, the ``chat_template``, which decide a question's
+    tokens."""
     hashes = {"tokenizer": encoder.identity}
     template = make_format(format, encoder.tokenizer).identity()
     if template:
@@ -193,21 +189,26 @@ def encoding(encoder: Encoder, format: FormatName) -> dict[str, str]:
 
 
 def encode_examples(examples: Sequence[Example], format: Format, encoder: Encoder, *, loss_on: LossOn) -> list[Encoded]:
-    """Training rows: prompt, right option and its end, which has a label too: EOS, or that of a chat template. Or a
-    conversation.
+    """Encode training rows: a prompt with the right option, or a conversation.
 
-    ``loss_on="response"`` masks the prompt, or all of a conversation but its answers, and "last" also all answers but
-    the last; "all" trains on every token, as LLM-Adapters does.
+    The end of an answer has a label too: EOS, or the end token of a chat template.
+
+    Args:
+        examples: the rows.
+        format: prompts and answers of the rows.
+        encoder: the tokenizer with its length limit.
+        loss_on: "response" trains on all answers, "last" on the last answer of a conversation, "all" on every token, as
+            LLM-Adapters does.
     """
     conversations = [example for example in examples if isinstance(example, Conversation)]
-    spoken = iter(encode_conversations(conversations, format, max_length=encoder.max_length, last=loss_on == "last"))
+    of_turns = iter(encode_conversations(conversations, format, max_length=encoder.max_length, last=loss_on == "last"))
     options = [format.train(example) for example in examples if not isinstance(example, Conversation)]
     pairs = [(option.prompt, option.answer) for option in options]
     texts = encoder.encode_all(pairs, joint=format.joint, end=end_of_answer(format) if pairs else ())
-    written = ((text.ids, [range(text.answer_start, len(text.ids))], text.truncated) for text in texts)
+    of_pairs = ((text.ids, [range(text.answer_start, len(text.ids))], text.truncated) for text in texts)
     rows = []
     for example in examples:
-        ids, answers, truncated = next(spoken if isinstance(example, Conversation) else written)
+        ids, answers, truncated = next(of_turns if isinstance(example, Conversation) else of_pairs)
         labels = list(ids)
         if loss_on != "all":
             labels = [IGNORE_INDEX] * len(ids)

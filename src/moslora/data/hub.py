@@ -1,4 +1,4 @@
-"""The sets from the Hugging Face hub: parquet at pinned commits (`moslora.tasks.Hub`), never a script."""
+"""Data sets of the Hugging Face hub: parquet at pinned commits (`moslora.tasks.Hub`), never a script."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -22,80 +22,87 @@ MIXTURE_ROWS = 170_420
 
 
 _NAME = re.compile(r"(?P<path>\w[\w.-]*/[\w.-]+)(@(?P<revision>[^:\s]+))?(:(?P<config>[^:\s]+))?")
-"""`owner/name`, `owner/name@revision`, `owner/name:config`, or both."""
+"""Pattern of a data set's name: `owner/name`, with an optional `@revision` and an optional `:config`."""
 
 _OF_A_FILE = re.compile(r"\.(jsonl?|csv|tsv|parquet|arrow|txt|ya?ml|gz|zip|xlsx?)$")
-"""Endings of names that are never looked for on the hub."""
+"""Pattern of names that are files' and never looked for on the hub."""
 
 
 def named(source: str) -> Hub | None:
-    """The data set of the hub that ``source`` names; ``None`` if it has another form, such as a file's."""
-    found = _NAME.fullmatch(source)
-    if found is None or _OF_A_FILE.search(found["path"]):
+    """Parse ``source`` as the name of a data set on the hub; ``None`` if it has another form, such as a file's."""
+    match = _NAME.fullmatch(source)
+    if match is None or _OF_A_FILE.search(match["path"]):
         return None
-    return Hub(found["path"], found["revision"], found["config"])
+    return Hub(match["path"], match["revision"], match["config"])
 
 
 def load_named(hub: Hub, split: Split) -> list[Example]:
-    """The rows of a split of any data set, with columns as in a file (`moslora.data.local`)."""
+    """Load a split of any data set with columns as in a file (`moslora.data.local`)."""
     return _load(hub, split, partial(example_from_row, split=split), expected=None)
 
 
 def load(task: Task, split: Split) -> list[Example]:
-    """One split of one set; HellaSwag raw, WinoGrande's training set ``xl``."""
+    """Load one split of one set; HellaSwag raw, WinoGrande's training set ``xl``."""
     assert task.hub
     return _load(task.hub, task.splits[split], partial(task.row_of_split, split), expected=task.rows.get(split))
 
 
 def load_mixture() -> list[Example]:
-    """LLM-Adapters' training mixture ``commonsense_170k``, rows in its own order."""
+    """Load LLM-Adapters' training mixture ``commonsense_170k`` in its own order."""
     return _load(MIXTURE_ON_HUB, "train", partial(example_from_row, split="train"), expected=MIXTURE_ROWS)
 
 
 @cache
 def commit(hub: Hub) -> str:
-    """The commit that ``hub`` names now, or offline the one that it named last."""
+    """Find the current commit of ``hub``, or offline the last one in the cache."""
     revision = hub.revision or "main"
     if re.fullmatch("[0-9a-f]{40}", revision):
         return revision
-    with _reaching(hub):  # the card is the smallest file; a set without one has the folder all the same
+    with _reaching(hub):  # the card is the smallest file; without a card the folder is made all the same
         folder = snapshot_download(hub.path, repo_type="dataset", revision=revision, allow_patterns="README.md")
     return Path(folder).name  # …/snapshots/COMMIT
 
 
 @contextmanager
 def _reaching(hub: Hub) -> Iterator[None]:
-    """Turns any error of the hub's libraries into one line."""
+    """Turn any error of the hub's libraries inside the block into one line."""
     prefer_cache_if_unreachable()
     page = _page(hub)
     try:
         yield
     except errors.GatedRepoError:
-        raise MosloraError(f"{page}: gated; accept its terms on that page, and log in with `hf auth login`") from None
+        raise MosloraError(f"{page}: is gated; accept its terms there, and log in with `hf auth login`") from None
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
         raise UsageError(
-            f"{page}: no path here, and no data set of the hub at {hub.revision or 'main'}; check the name"
-            " and the revision (a private one needs `hf auth login`)"
+            f"{page}: no local path, and no data set of the hub with revision {hub.revision or 'main'}; check the name"
+            " and the revision (private data sets need `hf auth login`)"
         ) from None
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError):
         raise MosloraError(
-            f"{page}: not cached, and the hub cannot be reached; go online and repeat the command, or use the source"
-            " wheel (PyPI), or a file"
+            f"{page}: is not in the cache, and the hub does not answer; go online and repeat the command, or use source"
+            " wheel (PyPI) or a file"
         ) from None
     except Exception as error:  # the libraries raise dozens of types
         raise disk_fault(error, constants.HF_HUB_CACHE) or MosloraError(
-            f"{page}: cannot be loaded ({first_line(error)}); check its subset and splits (owner/name@revision:config);"
-            " or use the source wheel (PyPI), or a file"
+            f"{page}: cannot be loaded ({first_line(error)}); check its subset and splits (owner/name@revision:config),"
+            " or use source wheel (PyPI) or a file"
         ) from error
 
 
 def _load(
     hub: Hub, split: str, read: Callable[[dict[str, Any], int], Example], *, expected: int | None
 ) -> list[Example]:
-    """The rows of a split, made by ``read`` of a row and its number; ``expected`` is how many, if known."""
+    """Load a split.
+
+    Args:
+        hub: the data set.
+        split: its name there.
+        read: makes an example of a row and its number.
+        expected: number of rows, if it is known.
+    """
     revision = commit(hub)
     with _reaching(hub):
-        import datasets  # seconds to import, and only this source needs it; reads whether the hub was reached
+        import datasets  # takes seconds; must come after `prefer_cache_if_unreachable`
 
         if hub.data_files:  # load_dataset does not find these in its cache when offline
             file = hf_hub_download(hub.path, hub.data_files[split], repo_type="dataset", revision=revision)

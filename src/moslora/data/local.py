@@ -1,12 +1,14 @@
-"""Local files in LLM-Adapters' format: rows of ``instruction``, ``input`` (empty), ``output`` and ``answer``.
+"""Local files in LLM-Adapters' format, and rows of instructions and conversations as other programs write them.
 
-Two layouts: a folder ``<llm_adapters_name>/{train,test,dev}.json[l]`` like LLM-Adapters' ``dataset/``, or one file of
-mixed rows, also as CSV or Parquet (`moslora.data.row_files`). An instruction is parsed into its question and choices by
-the exact templates. SIQA, ARC and OpenBookQA share one template, so in a mixed file their rows need the extra key
-``task``. Without it, and with any other text, a row stays a bare instruction, which can be trained on but not scored.
-Rows of two texts are read in the same way, except that they name no answer that their output could contradict: Alpaca's
-(no ``answer``, and ``input`` may have a text), ``prompt`` and ``completion``, ``messages``, and ShareGPT's
-``conversations``. Several turns, or a system message, are a `Conversation`.
+LLM-Adapters' rows have ``instruction``, ``input`` (empty), ``output`` and ``answer``. They are in a folder
+``<llm_adapters_name>/{train,test,dev}.json[l]`` like LLM-Adapters' ``dataset/``, or in one file of mixed rows, also as
+CSV or Parquet (`moslora.data.row_files`). An instruction is parsed into question and choices by the exact templates.
+SIQA, ARC and OpenBookQA share a template, so in a mixed file their rows need the extra key ``task``. All other rows are
+bare instructions, which can be trained on but not scored.
+
+Rows of two texts are read in the same way: Alpaca's (no ``answer``, and ``input`` may have a text), ``prompt`` and
+``completion``, ``messages``, and ShareGPT's ``conversations``. They name no answer that the output could contradict.
+Several turns, or a system message, are a `Conversation`.
 """
 
 import re
@@ -23,26 +25,26 @@ from moslora.recipe.builtin import printable
 from moslora.tasks import COMMONSENSE, INSTRUCTION, RESPONSE_LEAD, SAME_INSTRUCTION, Conversation, Example, Task, Turn
 
 _ANSWER_FORMAT = re.compile(r"Answer format: ([^\s/]+(?:/[^\s/]+)+)\s*\Z")
-"""End of an instruction that lists the names of its options."""
+"""Pattern of the end of an instruction that lists the names of its options."""
 
 _UNREAD = ("history", "system", "tools", "functions")
-"""Columns of other programs whose text would have to be part of the prompt."""
+"""Columns of other programs whose text would belong to the prompt."""
 
 KINDS = (
     "instruction, output, and an answer beside an empty input, or an input and no answer; or prompt and completion, or"
     " prompt and response; or messages; or conversations"
 )
-"""What a row may have."""
+"""Columns that a row may have, for messages."""
 
 _TURNS = {
     "messages": ("role", "content", {"system": "system", "user": "user", "assistant": "assistant"}),
     "conversations": ("from", "value", {"system": "system", "human": "user", "gpt": "assistant"}),
 }
-"""Column of a conversation -> the keys of a turn's speaker and text, and each speaker's role."""
+"""Columns of conversations, each with the keys of a turn's speaker and text, and the role of each speaker."""
 
 
 def find_file(folder: Path, task: Task, split: Split) -> Path | None:
-    """The set's file of a split, ``.json`` or ``.jsonl``."""
+    """Find a set's file of a split, ``.json`` or ``.jsonl``."""
     for suffix in (".json", ".jsonl"):
         path = folder / f"{task.folder}/{split}{suffix}"
         if path.is_file():
@@ -51,7 +53,7 @@ def find_file(folder: Path, task: Task, split: Split) -> Path | None:
 
 
 def load(source: Path, task: Task, split: Split) -> list[Example]:
-    """One split of one set: its file in a folder, or its rows in a mixed file, which has no splits."""
+    """Load one split of one set: its file in a folder, or its rows in a mixed file, which has no splits."""
     if source.is_dir():
         path = find_file(source, task, split)
         if path is None:
@@ -68,27 +70,27 @@ def load(source: Path, task: Task, split: Split) -> list[Example]:
 
 
 def read_file(path: Path, split: Split, *, task: str | None = None, bad_rows: BadRows = "stop") -> list[Example]:
-    """All rows of a file in LLM-Adapters' format; ``task`` names the set that all belong to, if known."""
+    """Read all rows of a file; ``task`` names the set of all of them, if it is known."""
     return read_rows(path, partial(example_from_row, split=split, task=task), bad_rows=bad_rows)
 
 
 def read_texts(path: Path, task: Task) -> list[Example]:
-    """The texts of a file, each once: column ``text`` of its rows, or the paragraphs of plain text."""
+    """Read the texts of a file, each once: column ``text`` of its rows, or the paragraphs of plain text."""
     texts = read_rows(path, lambda row, _: task.text(row.get("text")), plain=not has_rows(path))
     return list({text.id: text for text in texts}.values())
 
 
 def example_from_row(row: dict[str, Any], number: int, *, split: Split, task: str | None = None) -> Example:
-    """A row of LLM-Adapters as an example that renders back to exactly this row.
+    """Make an example of a row. A row of LLM-Adapters becomes an example that renders to exactly this row.
 
     Args:
         row: its columns.
-        number: the row's position, for the id.
+        number: position of the row, for the id.
         split: for the id.
-        task: the set of the row's file, if known.
+        task: the set of the row's file, if it is known.
 
     Raises:
-        ValueError: says what is wrong with the row.
+        ValueError: the row's fault.
     """
     named = _named_task(row, task)
     turns = _turns(row)
@@ -99,8 +101,7 @@ def example_from_row(row: dict[str, Any], number: int, *, split: Split, task: st
     if turns:
         row = {"prompt": turns[0].content, "completion": turns[1].content}
     instruction, output, answer = _texts(row)
-    # A lone surrogate raises UnicodeEncodeError, which is a ValueError.
-    (instruction + output + (answer or "")).encode()
+    (instruction + output + (answer or "")).encode()  # raises a ValueError for a lone surrogate
     if not (instruction.strip() and output.strip()):
         raise ValueError("instruction or output is empty; remove the row")
     matches = []
@@ -110,8 +111,8 @@ def example_from_row(row: dict[str, Any], number: int, *, split: Split, task: st
             matches.append(example)
     if len(matches) == 1:
         return matches[0]
-    answered = output.removeprefix(RESPONSE_LEAD)
-    if answer is not None and answered != output and not answered.startswith(answer):
+    response = output.removeprefix(RESPONSE_LEAD)
+    if answer is not None and response != output and not response.startswith(answer):
         raise ValueError(f"the output contradicts the answer {answer!r}")
     if named is not None:
         raise ValueError(f"instruction or output does not follow the template of {named}")
@@ -119,19 +120,19 @@ def example_from_row(row: dict[str, Any], number: int, *, split: Split, task: st
 
 
 def _named_task(row: dict[str, Any], of_file: str | None) -> str | None:
-    """The set that a row names, or else that of its file."""
+    """Name of the set that a row names, or else of its file's set."""
     named = row.get("task") or of_file
-    known = [of_file] if of_file else COMMONSENSE
-    if named and named not in known:
-        raise ValueError(f"task {named!r}: must be {' or '.join(known)} in this file")
+    allowed = [of_file] if of_file else COMMONSENSE
+    if named and named not in allowed:
+        raise ValueError(f"task {named!r}: must be {' or '.join(allowed)} in this file")
     return named
 
 
 def _turns(row: dict[str, Any]) -> list[Turn]:
-    """The turns of a row's conversation; none of any other row."""
+    """Read the turns of a row's conversation; any other row has none."""
     unread = [key for key in _UNREAD if row.get(key)]
     if unread:
-        raise ValueError(f"{', '.join(unread)}: not read; put what is needed into a turn, or remove the column")
+        raise ValueError(f"{', '.join(unread)}: not supported; move the text into a turn, or remove the column")
     turns: list[Turn] = []
     columns = [column for column in _TURNS if row.get(column) and isinstance(row[column], list)]
     if len(columns) > 1:
@@ -143,59 +144,53 @@ def _turns(row: dict[str, Any]) -> list[Turn]:
         for number, turn in enumerate(row[column], start=1):
             where = f"{column}, turn {number}"
             turn = turn if isinstance(turn, dict) else {}
-            speaker, said = turn.get(by), _text_of_parts(turn.get(text), where=where)
+            speaker, content = turn.get(by), _text_of_parts(turn.get(text), where=where)
             expected = system if speaker == system and number == 1 else next(in_turn)
             if speaker != expected:
-                order = f"{' and '.join(speakers)} take turns, after a {system} if there is one"
+                order = f"{' and '.join(speakers)} must alternate, after an optional {system}"
                 raise ValueError(f"{where}: {by} {speaker!r}: must be {expected!r}; {order}")
             others = [key for key, value in turn.items() if key not in (by, text) and value not in (None, "", [], {})]
             if others:
-                raise ValueError(f"{where}: {printable(', '.join(others))}: not read; remove it, or the row")
-            if not isinstance(said, str) or not said.strip():
+                raise ValueError(f"{where}: {printable(', '.join(others))}: not supported; remove it, or the row")
+            if not isinstance(content, str) or not content.strip():
                 raise ValueError(f"{where}: {text} is empty or not text")
-            said.encode()
-            turns.append(Turn(roles[speaker], said))
+            content.encode()
+            turns.append(Turn(roles[speaker], content))
     if turns and turns[-1].role != "assistant":
-        raise ValueError("its last turn is no answer, so nothing would be learned from it; remove it")
+        raise ValueError("the last turn is not an answer, so there is nothing to learn; remove that turn, or the row")
     return turns
 
 
-def _text_of_parts(said: Any, *, where: str) -> Any:
-    """The text of a turn that is a list of parts, as OpenAI's are; anything else as it is."""
-    if not isinstance(said, list):
-        return said
-    texts: list[Any] = [part.get("text") if isinstance(part, dict) else None for part in said]
+def _text_of_parts(content: Any, *, where: str) -> Any:
+    """Join the texts of a turn that is a list of parts, as OpenAI writes it; return anything else as it is."""
+    if not isinstance(content, list):
+        return content
+    texts: list[Any] = [part.get("text") if isinstance(part, dict) else None for part in content]
     if not all(isinstance(text, str) for text in texts):
-        raise ValueError(
-            f"{where}: of a list of parts only texts are read, and there is another part, such as an image"
-        )
+        raise ValueError(f"{where}: only texts are supported in a list of parts, no images; remove the row")
     return "".join(texts)
 
 
 def _texts(row: dict[str, Any]) -> tuple[str, str, str | None]:
-    """Instruction, output and the answer that a row of LLM-Adapters names beside it, which the output may contradict;
-    a row of two texts names none."""
+    """Find instruction, output and answer of a row; only LLM-Adapters' rows have an answer."""
     match row:
-        case {"prompt": str(asked), "completion": str(answered)} | {"prompt": str(asked), "response": str(answered)}:
-            pass
-        case {"instruction": str(asked), "output": str(answered), "answer": str(answer)} if not row.get("input"):
-            return asked, answered, answer
-        case {"instruction": str(asked), "output": str(answered)} if "answer" not in row:
+        case {"prompt": str(prompt), "completion": str(output)} | {"prompt": str(prompt), "response": str(output)}:
+            return prompt, output, None
+        case {"instruction": str(prompt), "output": str(output), "answer": str(answer)} if not row.get("input"):
+            return prompt, output, answer
+        case {"instruction": str(prompt), "output": str(output)} if "answer" not in row:
             text = row.get("input") or ""
             if not isinstance(text, str):
                 raise ValueError("input: not text")
-            if text:  # as LLaMA-Factory joins them
-                asked += f"\n{text}"
-        case _:
-            raise ValueError(
-                f"its columns are {printable(', '.join(row))}; a row has {KINDS}, all of them texts. Other columns are"
-                " those of a task of your own, in a recipe's section `tasks` (docs/tasks.md)"
-            )
-    return asked, answered, None
+            return f"{prompt}\n{text}" if text else prompt, output, None  # joined like LLaMA-Factory's
+    raise ValueError(
+        f"its columns are {printable(', '.join(row))}; a row has {KINDS}, all of them texts. For other columns, declare"
+        " a task of your own in a recipe's section `tasks` (docs/tasks.md)"
+    )
 
 
 def _of_task(instruction: str, output: str, answer: str | None, *, id: str, task: str) -> Example | None:
-    """The row as a question of ``task``; ``None`` if it does not follow the task's template."""
+    """Parse a row as a question of ``task``; ``None`` if it does not follow the task's template."""
     parsed = parse_instruction(instruction, task)
     if parsed is None:
         return None
@@ -205,14 +200,14 @@ def _of_task(instruction: str, output: str, answer: str | None, *, id: str, task
         example = Example(id, task, question, choices, gold, context=context)
         rendered = llm_adapters_row(example)
         if rendered["answer"] == wanted:
-            return example if rendered["output"] == output else None  # a reasoned answer, say, is a bare instruction
+            return example if rendered["output"] == output else None  # such as a reasoned answer
     if answer is not None:
         raise ValueError(f"answer {answer!r} is not among the options of the instruction")
     return None
 
 
 def _bare(instruction: str, output: str, answer: str | None, *, id: str) -> Example:
-    """The row as a bare instruction with its response, or with one response per option that it lists."""
+    """Make a bare instruction of a row, with its response, or with a response for each option that it lists."""
     listed = _ANSWER_FORMAT.search(instruction)
     names = listed[1].split("/") if listed else []
     if names and answer is not None and answer not in names:

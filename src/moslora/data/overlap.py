@@ -1,7 +1,7 @@
-"""Rows with the same content, whatever their source and id.
+"""Normalised content of rows, by which equal rows of different sources are found.
 
-Two texts are the same if their words are: lower-cased, word characters only. Options are the same in any order, and the
-answer is the right option's text, or the usual answer to an open-ended question. So punctuation, the numbers of the
+Two texts are equal if their words are, lower-cased and without punctuation. Options are equal in any order. The answer
+is the right option's text, or the first accepted answer to an open-ended question. Punctuation, the numbers of the
 options and the name of the set do not count.
 """
 
@@ -14,17 +14,16 @@ from moslora.prompts.instructions import labels, parse_instruction, wording
 from moslora.tasks import COMMONSENSE, INSTRUCTION, Example
 
 DIGEST_BYTES = 8
-"""Length of a row's digest. By chance, one evaluation of the eight sets in 5 billion has a question with another row's
-digest."""
+"""Bytes of a row's digest. By chance, one evaluation of the eight sets in 5 billion has a question with the digest of
+another row."""
 
 _WORD = re.compile(r"\w+")
 
 
 class Content(NamedTuple):
-    """The content of a row, normalised. An open-ended question, and an instruction that follows no template, is a
-    question without choices.
+    """Normalised content of a row. Open-ended questions, and instructions without a known template, have no choices.
 
-    Formats show a question after its context (SIQA, HellaSwag), but for BoolQ's passage, which not every source has.
+    The question includes its context (SIQA, HellaSwag), except BoolQ's passage, which some sources lack.
     """
 
     question: str  # with its context, if that is shown
@@ -33,7 +32,7 @@ class Content(NamedTuple):
 
 
 def content(example: Example) -> Content:
-    """The content of ``example``; an instruction row is parsed where possible."""
+    """Normalise the content of ``example``; an instruction row is parsed if it follows a template."""
     example = parse_row(example)
     words = wording(example)
     choices = [normalized(choice) for choice in example.choices]
@@ -42,16 +41,16 @@ def content(example: Example) -> Content:
 
 
 def digest(example: Example) -> bytes:
-    """The first :data:`DIGEST_BYTES` of the SHA-256 of an example's content."""
+    """First :data:`DIGEST_BYTES` of the SHA-256 of an example's content."""
     return hashlib.sha256(repr(content(example)).encode()).digest()[:DIGEST_BYTES]
 
 
 def parse_row(example: Example) -> Example:
-    """An instruction row parsed into question and choices, if it follows a template; any other row unchanged.
+    """Parse an instruction row into question and choices, if it follows a template; return any other row unchanged.
 
-    SIQA, ARC and OpenBookQA share a template, so the returned task may be the wrong one of these; question and choices
-    are right for all. The answer is the option whose label is the last word of the response; a response that ends in no
-    label leaves the row unchanged.
+    SIQA, ARC and OpenBookQA share a template, so the returned task may be a wrong one of them; question and choices are
+    right for all. The answer is the option whose label is the last word of the response. If the response does not end
+    in a label, the row stays unchanged.
     """
     if example.task != INSTRUCTION:
         return example
@@ -71,5 +70,5 @@ def parse_row(example: Example) -> Example:
 
 
 def normalized(text: str) -> str:
-    """The words of ``text``: lower case, runs of word characters, one space between."""
+    """Return the words of ``text`` in lower case, with one space between them and no punctuation."""
     return " ".join(_WORD.findall(text.lower()))

@@ -1,4 +1,4 @@
-"""The rows of a run, selected and encoded once: kept in the cache for the next run and this node's other processes."""
+"""Training rows of a run: selected, encoded, and cached for later runs and for the other processes of this machine."""
 
 import hashlib
 import json
@@ -33,7 +33,7 @@ from moslora.tasks import BUILT_IN, INSTRUCTION, Example, Task
 from moslora.version import source_files
 
 CODE = (moslora.tasks, moslora.data, moslora.prompts)
-"""Packages whose code decides what the prepared rows are."""
+"""Packages whose code decides the prepared rows, by which the cache is named."""
 
 _KEPT = 16
 """Maximum number of sets of rows in the cache; the oldest are removed."""
@@ -53,7 +53,7 @@ SCHEMA = pa.schema(
 
 
 class RowTable(Sequence[Encoded]):
-    """Encoded rows in an Arrow batch of `SCHEMA`: a row is built when a step draws it."""
+    """Encoded rows in an Arrow batch of `SCHEMA`. A row is built when a step draws it."""
 
     def __init__(self, batch: pa.RecordBatch) -> None:
         self.batch = batch
@@ -68,7 +68,7 @@ class RowTable(Sequence[Encoded]):
 
     @classmethod
     def of(cls, rows: Iterable[Encoded]) -> "RowTable":
-        """A table of ``rows`` in memory."""
+        """Build a table of ``rows`` in memory."""
         cells = []
         for row in rows:
             is_masked = np.array([IGNORE_INDEX, *row.labels, IGNORE_INDEX]) == IGNORE_INDEX
@@ -96,27 +96,29 @@ class RowTable(Sequence[Encoded]):
         )
 
     def last_answer(self, row: int) -> TokenPair:
-        """The tokens before a row's last labelled span, and those of the span."""
+        """Tokens before a row's last labelled span, and tokens of that span."""
         begin, end = self._spans[: self._spans_of[row + 1]][-2:]
         ids = self._tokens[self._offsets[row] : self._offsets[row + 1]]
         return ids[:begin].tolist(), ids[begin:end].tolist()
 
     def lengths(self) -> list[int]:
-        """Tokens of each row."""
+        """Number of tokens of each row."""
         lengths: list[int] = np.diff(self._offsets).tolist()
         return lengths
 
     def token_count(self) -> int:
+        """Number of tokens of all rows."""
         return len(self._tokens)
 
     def label_count(self) -> int:
-        """Tokens that the loss counts, as `moslora.data.steps.label_count`."""
+        """Number of tokens in the loss, equal to `moslora.data.steps.label_count`."""
         return int(self._spans[1::2].sum() - np.maximum(self._spans[::2], 1).sum())
 
     def token_hash(self) -> str:
         """Hash of every row's length, tokens and labelled positions."""
         columns = [self._offsets, self._tokens, self._spans[::2]]
-        if not np.array_equal(self._spans[1::2], np.diff(self._offsets)):  # not one span at the end of each row
+        has_one_span_at_each_end = np.array_equal(self._spans[1::2], np.diff(self._offsets))
+        if not has_one_span_at_each_end:
             columns += [self._spans[1::2], self._spans_of]
         digest = hashlib.sha256()
         for column in columns:
@@ -126,21 +128,23 @@ class RowTable(Sequence[Encoded]):
 
 @dataclass(frozen=True)
 class Replay:
-    """Texts that are trained on beside the rows of each step: ``share`` of its label tokens are theirs, to half a
-    token. Those of a step are a pure function of the seed, its number and the label tokens of its rows."""
+    """Texts to train on beside the rows of each step, with ``share`` of its label tokens, to half a token.
+
+    The texts of a step are a pure function of the seed, the step's number and the label tokens of its rows.
+    """
 
     texts: RowTable  # with a label for every token, each of two tokens or more
     share: float
     seed: int
 
     def beside(self, step: int, rows: Sequence[Encoded]) -> list[Encoded]:
-        """The texts of ``step``, which has these ``rows``; the last one is cut at its end."""
+        """Draw the texts of ``step``, which has these ``rows``; the last text is cut at its end."""
         left = round(label_count(rows) * self.share / (1 - self.share))
         generator = random.Random(f"{self.seed}/replay/{step}")
         drawn = []
         while left > 0:
             text = generator.choice(self.texts)
-            ids = text.input_ids[: left + 1]  # the first is predicted by nothing
+            ids = text.input_ids[: left + 1]  # the first token is predicted by nothing
             drawn.append(replace(text, input_ids=ids, labels=ids))
             left -= len(ids) - 1
         return drawn
@@ -148,22 +152,21 @@ class Replay:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The encoded rows of a run, and facts about them."""
+    """Encoded rows of a run, and facts about them."""
 
-    rows: RowTable  # trained on
-    validation: RowTable  # set aside
-    contents: bytes  # the `digest` of each training row, concatenated
-    sha256: str  # of the training rows' examples
-    source_sha256: str  # of all rows of the source, before the seed chose among them: the same under every seed
-    encoding: dict[str, str]  # hashes of the tokenizer and the chat template, see `moslora.data.encode.encoding`
+    rows: RowTable  # training rows
+    validation: RowTable
+    contents: bytes  # concatenated digests of the training rows (`moslora.data.overlap.digest`)
+    sha256: str  # of the training examples
+    source_sha256: str  # of all rows of the source, equal under every seed
+    encoding: dict[str, str]  # hashes of tokenizer and chat template (`moslora.data.encode.encoding`)
     notes: list[str]  # for the user
-    questions: Sequence[Example] = ()  # the validation rows that are questions of a task, and no bare instructions
+    questions: Sequence[Example] = ()  # validation rows of tasks, without bare instructions
     replay: Replay | None = None
 
     @cached_property
     def tokens_sha256(self) -> str:
-        """Hash of the tokens and masks of the training rows, which another tokenizer or chat template changes, and of
-        the replayed texts."""
+        """Hash of the tokens and masks of the training rows and the replayed texts."""
         hashes = [self.rows.token_hash()]
         if self.replay is None:
             return hashes[0]
@@ -181,7 +184,7 @@ class TrainingData:
         }
 
     def remarks(self) -> list[str]:
-        """Lines for the user: how many rows and tokens, how many were cut, and the notes."""
+        """Lines for the user: the numbers of rows and tokens, the number of cut rows, and the notes."""
         rows = self.rows
         lines = [
             f"{len(rows):,} training rows of {rows.token_count() / len(rows):.1f} tokens on average, of which"
@@ -201,8 +204,7 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class RunRows:
-    """The rows of a run before they are loaded: those of ``tasks`` that ``data`` chooses (`moslora.data.select`), and
-    the ``replayed`` texts."""
+    """Description of a run's rows, from which they are loaded: tasks, their selection, and the tokenizer."""
 
     data: DataSection
     tasks: Sequence[Task]
@@ -212,27 +214,27 @@ class RunRows:
 
     @classmethod
     def of(cls, recipe: Recipe, encoder: Encoder) -> "RunRows":
+        """Describe the rows of a recipe."""
         return cls(recipe.data, recipe.training_tasks, encoder, recipe.seed, recipe.replayed)
 
     def prepare(self) -> TrainingData:
-        """The rows, from the cache if they are there. If it cannot be written, they are made for this process alone."""
+        """Load the rows from the cache, or make and cache them. An unwritable cache is only noted."""
         folder = self._folder()
         with once_per_machine(folder):
-            found = self._read(folder)
-            if found is not None:
-                return found
-            made = self._from_sources()
+            data = self._read(folder)
+            if data is not None:
+                return data
+            data = self._from_sources()
             try:
-                if self._read(folder) is None:  # another machine may have written them meanwhile
-                    _write(made, folder)
+                _write(data, folder)
             except (MosloraError, OSError) as error:
                 note(f"the prepared rows could not be cached: {first_line(error)}")
-        return made
+        return data
 
     def prepare_offline(self) -> TrainingData | None:
-        """The rows, if they are in the cache or all their sources are files of this machine."""
-        every = (*self.tasks, *self.replayed)
-        if all(task.is_of_files if task.own else local_path(self.data.source) for task in every):
+        """Load the rows if they are in the cache or all their sources are local files; otherwise return ``None``."""
+        tasks = (*self.tasks, *self.replayed)
+        if all(task.is_of_files if task.own else local_path(self.data.source) for task in tasks):
             return self.prepare()
         return self._read(self._folder())
 
@@ -242,17 +244,17 @@ class RunRows:
         rows = load_training(self.tasks, source=data.source, bad_rows=data.bad_rows)
         chosen = limit_rows(rows, rows=data.rows, seed=self.seed)
         training, validation = hold_out(chosen, validation_rows=data.held_out_of(len(chosen)), seed=self.seed)
-        split_here = [task for task in self.tasks if task.own and "test" not in task.splits]
-        held_out = [load_examples(task, "test", source=data.source) for task in split_here]
-        left_out = {
+        without_test = [task for task in self.tasks if task.own and "test" not in task.splits]
+        held_out = [load_examples(task, "test", source=data.source) for task in without_test]
+        unused = {
             "held out as test questions": sum(map(len, held_out)),
-            "equal to validation rows, and left out": len(chosen) - len(training) - len(validation),
+            "equal to validation rows, and not used": len(chosen) - len(training) - len(validation),
             "skipped (data.rows)": len(rows) - len(chosen),
         }
         notes = [*differences(data.source, data.tasks), *format.remarks(), *_repetitions(rows)]
-        if any(left_out.values()):
-            parts = {"trained on": len(training), "for validation": len(validation), **left_out}
-            counts = [f"{number:,} {what}" for what, number in parts.items() if number or what not in left_out]
+        if any(unused.values()):
+            parts = {"trained on": len(training), "for validation": len(validation), **unused}
+            counts = [f"{number:,} {use}" for use, number in parts.items() if number or use not in unused]
             notes.append(f"{sum(parts.values()):,} rows: {', '.join(counts)}")
         return TrainingData(
             rows=RowTable.of(encode_examples(training, format, self.encoder, loss_on=data.loss_on)),
@@ -267,7 +269,7 @@ class RunRows:
         )
 
     def _texts(self) -> Iterator[Encoded]:
-        """The replayed texts that have more than one token, cut to the greatest length of a row."""
+        """Encode the replayed texts that have more than one token, cut to `data.max_length`."""
         for task in self.replayed:
             for example in load_examples(task, "test", source=self.data.source):
                 text = self.encoder.encode_text(example.choices[0])
@@ -275,20 +277,22 @@ class RunRows:
                     yield Encoded(example.id, task.name, text.ids, text.ids, text.truncated)
 
     def _replay(self, texts: RowTable) -> Replay | None:
-        """Those ``texts``, if the run replays any."""
+        """Build the replay of ``texts``, or ``None`` if the run replays none."""
         if self.data.replay is None:
             return None
         if not texts:
-            raise UsageError(f"data.replay: no text of {self.data.replay.texts} has two tokens; replay other texts")
+            raise UsageError(f"data.replay.texts: no text of {self.data.replay.texts} has two tokens; use other texts")
         return Replay(texts, self.data.replay.share, self.seed)
 
     def _read(self, folder: Path) -> TrainingData | None:
-        """The rows in ``folder``; ``None`` if there are none, or they are damaged, or bad rows may be skipped, of which
-        the user is told each time."""
+        """Read the rows in ``folder``; ``None`` if there are none or they are damaged.
+
+        Rows are also made again if bad rows may be skipped, as the user is told of these each time.
+        """
         if self.data.bad_rows == "skip":
             return None
         try:
-            contents = (folder / _ROWS).read_bytes()  # not mapped: another machine may replace or remove the file
+            contents = (folder / _ROWS).read_bytes()  # not mapped, as another machine may replace or remove the file
             if (folder / _HASH).read_text(encoding="utf-8") != hashlib.sha256(contents).hexdigest():
                 return None
             file = pa.ipc.open_file(contents)
@@ -304,7 +308,7 @@ class RunRows:
         return TrainingData(rows, validation, metadata[b"contents"], questions=questions, replay=replay, **facts)
 
     def _folder(self) -> Path:
-        """The rows' folder in the cache, named by a hash of everything that they depend on."""
+        """Folder of the rows in the cache, named by a hash of everything that they depend on."""
         depends_on = {
             "data": self.data.model_dump(mode="json"),
             "seed": self.seed,
@@ -313,32 +317,32 @@ class RunRows:
             "source": identity((*self.tasks, *self.replayed), "train", source=self.data.source),
             "clusters": [task.cluster for task in self.tasks],
             "packages": [version(package) for package in ("pyarrow", "tokenizers")],
-            "code": [sha256(path) for path in source_files(CODE)],  # no version number that somebody has to raise
+            "code": [sha256(path) for path in source_files(CODE)],
         }
         return home() / "rows" / hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:32]
 
 
-def _write(made: TrainingData, folder: Path) -> None:
-    """Writes the rows into ``folder``, and removes the oldest sets of rows beside it."""
-    facts = {name: getattr(made, name) for name in ("sha256", "source_sha256", "encoding", "notes")}
-    without_wording = [vars(replace(example, wording=None)) for example in made.questions]  # which is their task's
+def _write(data: TrainingData, folder: Path) -> None:
+    """Write the rows into ``folder``, and remove the oldest sets of rows beside it."""
+    facts = {name: getattr(data, name) for name in ("sha256", "source_sha256", "encoding", "notes")}
+    without_wording = [vars(replace(example, wording=None)) for example in data.questions]  # the task has it
     questions = json.dumps(without_wording, ensure_ascii=False)
-    metadata = {"facts": json.dumps(facts), "contents": made.contents, "questions": questions}
+    metadata = {"facts": json.dumps(facts), "contents": data.contents, "questions": questions}
     with replacing(folder) as new:
         new.mkdir()
         with pa.ipc.new_file(str(new / _ROWS), SCHEMA.with_metadata(metadata)) as file:
-            file.write_batch(made.rows.batch)
-            file.write_batch(made.validation.batch)
-            file.write_batch((made.replay.texts if made.replay else RowTable.of([])).batch)
+            file.write_batch(data.rows.batch)
+            file.write_batch(data.validation.batch)
+            file.write_batch((data.replay.texts if data.replay else RowTable.of([])).batch)
         (new / _HASH).write_text(sha256(new / _ROWS), encoding="utf-8")
-    with suppress(OSError):  # another process may remove the same
+    with suppress(OSError):  # another process may remove them too
         oldest_first = sorted(folder.parent.iterdir(), key=lambda path: path.stat().st_mtime)
         for old in oldest_first[:-_KEPT]:
             discard(old)
 
 
 def _repetitions(rows: Sequence[Example]) -> Iterator[str]:
-    """Lines that count repeated and contradictory rows of the user's own."""
+    """Count repeated and contradictory rows of the user's own tasks, a line per task."""
     tasks = {row.task for row in rows}.difference(BUILT_IN)
     own = {task: [row for row in rows if row.task == task] for task in sorted(tasks)}
     for task, overlap in count_overlaps(own, dict.fromkeys(own, ())).items():
@@ -348,7 +352,7 @@ def _repetitions(rows: Sequence[Example]) -> Iterator[str]:
 
 
 def _from_json(text: str | bytes, tasks: Sequence[Task]) -> list[Example]:
-    """The examples, all of these ``tasks``, equal to what they were."""
+    """Read examples of these ``tasks`` as `_write` wrote them."""
     wordings = {task.name: task.wording for task in tasks if task.own}
     examples = []
     for row in json.loads(text):

@@ -1,7 +1,7 @@
-"""Rows of a local file, each with its place for messages: JSON, JSONL, CSV, Parquet, or plain text in paragraphs.
+"""Rows of local files, with their locations for messages: JSON, JSONL, CSV, Parquet, or paragraphs of plain text.
 
-What a row holds is what its file holds. JSON and Parquet have types, so a number is a number there. A CSV file has
-none: every cell is a text, and ``007`` stays ``007``. An empty cell is an empty text.
+Values keep the types of the file. JSON and Parquet have numbers; in a CSV file every cell is a text, so ``007`` stays
+``007``, and an empty cell is an empty text.
 """
 
 import csv
@@ -18,31 +18,32 @@ from moslora.errors import UsageError, by_row, counted, first_line
 from moslora.tasks import Example
 
 Located = tuple[str, Any]
-"""A row's location for messages, such as ``:7`` for a line or ``: row 7``; and the row, or the `ValueError` that says
-why it cannot be read."""
+"""A row's location for messages, such as ``:7`` (a line) or ``: row 7``, and the row, or a `ValueError` with its
+fault."""
 
 
 def read_rows(
     path: Path, read: Callable[[dict[str, Any], int], Example], *, plain: bool = False, bad_rows: BadRows = "stop"
 ) -> list[Example]:
-    """The examples that ``read`` makes of a file's rows.
+    """Read a file's rows as examples.
 
-    The name's ending says how the file is read: ``.jsonl`` has an object per line, ``.csv`` a header and a row per
-    line, ``.parquet`` a table, and any other file one JSON array of objects.
+    The ending of the name decides the format: ``.jsonl`` has an object per line, ``.csv`` a header and rows,
+    ``.parquet`` a table, and any other file one JSON array of objects.
 
     Args:
-        read: gets a row and its number, from 0; a `ValueError` says what is wrong with the row.
-        plain: the file is text without rows; each paragraph, between empty lines, is a row with a ``text``.
-        bad_rows: "skip" leaves out rows with a fault, and says how many and where.
+        path: the file.
+        read: makes an example of a row and its number, from 0, or raises `ValueError` with the row's fault.
+        plain: the file is plain text; each paragraph, between empty lines, is a row with a ``text``.
+        bad_rows: "skip" skips rows with a fault, and notes how many and where.
 
     Raises:
-        UsageError: it cannot be read; or as of `examples_of`, with the line of a row in JSONL.
+        UsageError: the file cannot be read, or a row has a fault (`examples_of`).
     """
     return examples_of(located_rows(path, plain=plain), read, where=str(path), bad_rows=bad_rows)
 
 
 def located_rows(path: Path, *, plain: bool = False) -> Iterator[Located]:
-    """The rows of a file, each with its place (`read_rows`)."""
+    """Read the rows of a file with their locations; arguments as in `read_rows`."""
     reader = _paragraphs if plain else _READERS.get(path.suffix.lower(), _array)
     return reader(path)
 
@@ -54,10 +55,16 @@ def examples_of(
     where: str,
     bad_rows: BadRows = "stop",
 ) -> list[Example]:
-    """The examples that ``read`` makes of rows, which are from ``where``; ``bad_rows`` as in `read_rows`.
+    """Make examples of rows.
+
+    Args:
+        rows: with their locations.
+        read: as in `read_rows`.
+        where: the file or page of the rows, for messages.
+        bad_rows: as in `read_rows`.
 
     Raises:
-        UsageError: the faults of rows, each once, with the place of the first; or there are no rows.
+        UsageError: rows have faults, each named once with the first location; or there are no rows.
     """
     examples: list[Example] = []
     faults: dict[str, list[str]] = {}
@@ -79,13 +86,13 @@ def examples_of(
 def read_each(
     rows: Iterable[Located], read: Callable[[dict[str, Any], int], Example]
 ) -> Iterator[tuple[str, Example | Exception]]:
-    """The place of each row, and the example that ``read`` makes of it, or the error that says what is wrong."""
+    """Make an example of each row, or an error with its fault; each after the row's location."""
     for number, (location, row) in enumerate(rows):
         try:
             if isinstance(row, ValueError):
                 raise row
             if not isinstance(row, dict):
-                raise ValueError(f"expected an object with the columns of a row; found {type(row).__name__}")
+                raise ValueError(f"must be an object with the columns of a row, not {type(row).__name__}")
             example: Example | Exception = read(row, number)
         except (ValueError, RecursionError) as fault:
             example = fault
@@ -93,18 +100,18 @@ def read_each(
 
 
 def numbered(rows: Iterable[Any]) -> Iterator[Located]:
-    """Rows whose location is their number, from 1."""
+    """Locate rows by their number, from 1."""
     for number, row in enumerate(rows, start=1):
         yield f": row {number}", row
 
 
 def has_rows(path: Path) -> bool:
-    """Whether the file's ending is that of rows with columns, and not of plain text."""
+    """Return whether the file's ending says that it has rows with columns, and not plain text."""
     return path.suffix.lower() in (*_READERS, ".json")
 
 
 def text_of(path: Path) -> str:
-    """The text with its line ends as they are."""
+    """Read a file as UTF-8 and keep its line ends."""
     try:
         return path.read_bytes().decode("utf-8-sig")  # some editors write a byte order mark
     except (OSError, UnicodeDecodeError) as error:
@@ -123,7 +130,7 @@ def _array(path: Path) -> Iterator[Located]:
         if not isinstance(rows, list):
             raise ValueError("not an array")
     except (ValueError, RecursionError) as error:
-        kinds = "a .json file is one array of rows, a .jsonl file has one row per line; .csv and .parquet work, too"
+        kinds = "a .json file must be one array of rows, a .jsonl file one row per line; .csv and .parquet also work"
         raise UsageError(f"{path}: malformed JSON ({error}); {kinds}") from None
     return numbered(rows)
 
@@ -136,42 +143,42 @@ def _lines(path: Path) -> Iterator[Located]:
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
-                what = str(error).partition(":")[0]  # without its place in the line
-                row = ValueError(f"malformed JSON ({what})")
+                fault = str(error).partition(":")[0]  # without the position in the line
+                row = ValueError(f"malformed JSON ({fault})")
             yield f":{number}", row
 
 
 def _cells(path: Path) -> Iterator[Located]:
-    """Rows by Python's reader, which guesses no types. A column without a name, such as pandas' index, is left out."""
-    csv.field_size_limit(2**31 - 1)  # Python's own is 131,072 characters; it is the whole process's
-    lines = csv.reader(StringIO(text_of(path), newline=""), strict=True)
-    read = []
-    end = 0  # the last line of the row before
+    """Read CSV without guessing types. A column without a name, such as pandas' index, is skipped."""
+    csv.field_size_limit(2**31 - 1)  # for the whole process; Python's default is 131,072 characters
+    reader = csv.reader(StringIO(text_of(path), newline=""), strict=True)
+    lines = []
+    end = 0  # last line of the previous row
     try:
-        for cells in lines:
-            read.append(cells)
-            end = lines.line_num
+        for cells in reader:
+            lines.append(cells)
+            end = reader.line_num
     except csv.Error as error:
-        fix = "a quote in the row that begins here is not closed, or not doubled within a quoted text"
+        fix = "in the row that begins here, close every quote, and double quotes inside a quoted text"
         raise UsageError(f"{path}:{end + 1}: malformed CSV ({error}); {fix}") from None
-    header, *rows = [cells for cells in read if cells] or [[]]
+    header, *rows = [cells for cells in lines if cells] or [[]]
     names = [name.strip() for name in header]
     named = [name for name in names if name]
     if len({*named}) < len(named):
-        raise UsageError(f"{path}: several columns have one name, of {', '.join(named)}; rename them in the first line")
-    found: list[Any] = []
+        raise UsageError(f"{path}: columns share a name, of {', '.join(named)}; rename them in the first line")
+    checked_rows: list[Any] = []
     for cells in rows:
-        found.append({name: cell for name, cell in zip(names, cells, strict=False) if name})
+        checked_rows.append({name: cell for name, cell in zip(names, cells, strict=False) if name})
         if len(cells) != len(names):
-            found[-1] = ValueError(
+            checked_rows[-1] = ValueError(
                 f"has {len(cells)} cells, but the first line names {len(names)} columns; a text with a comma needs"
                 ' quotes: "a, b"'
             )
-    return numbered(found)
+    return numbered(checked_rows)
 
 
 def _parquet(path: Path) -> Iterator[Located]:
-    """Rows in batches. By pyarrow, as ``datasets``, which uses the same reader, would leave a lock in the cache."""
+    """Read Parquet in batches, by pyarrow, as ``datasets`` would leave a lock file in the cache."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -183,4 +190,4 @@ def _parquet(path: Path) -> Iterator[Located]:
 
 
 _READERS: dict[str, Callable[[Path], Iterator[Located]]] = {".jsonl": _lines, ".csv": _cells, ".parquet": _parquet}
-"""Ending -> reader; files with other endings are JSON."""
+"""Readers by the ending of a file's name; files with other endings are JSON."""

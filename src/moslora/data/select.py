@@ -1,4 +1,4 @@
-"""The training rows of a run: a limit per task, and rows held out for validation."""
+"""Selection of a run's training rows: a limit per task, and rows held out for validation."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from moslora.tasks import Example
 
 
 def limit_rows(examples: Sequence[Example], *, rows: int | Mapping[str, int] | None, seed: int) -> list[Example]:
-    """At most ``rows`` random examples of each task (or ``rows[task]``), in the source's order.
+    """Draw at most ``rows`` random examples of each task (or ``rows[task]``), and keep the source's order.
 
     A larger limit keeps every example that a smaller one keeps.
     """
@@ -24,9 +24,9 @@ def limit_rows(examples: Sequence[Example], *, rows: int | Mapping[str, int] | N
 
 
 def hold_out(examples: Sequence[Example], *, validation_rows: int, seed: int) -> tuple[list[Example], list[Example]]:
-    """Training and validation examples, a random split of ``examples``.
+    """Split ``examples`` at random into training and validation examples.
 
-    A set may repeat rows (WinoGrande's nested sizes); no training row equals a validation row.
+    Rows that repeat a validation row, as in WinoGrande's nested sizes, are in neither part.
     """
     chosen = set(random.Random(f"{seed}/validation").sample(range(len(examples)), validation_rows))
     validation = [example for position, example in enumerate(examples) if position in chosen]
@@ -37,5 +37,5 @@ def hold_out(examples: Sequence[Example], *, validation_rows: int, seed: int) ->
     repeated = {fields(example) for example in validation}
     training = [example for example in examples if fields(example) not in repeated]
     if not training:
-        raise UsageError("data.validation_rows: all other rows repeat the validation rows; set fewer")
+        raise UsageError("data.validation_rows: all other rows repeat validation rows; set fewer validation rows")
     return training, validation

@@ -1,4 +1,4 @@
-"""One example as text, as tokens with the label mask, and its options: the output of ``moslora data show``."""
+"""Output of ``moslora data show``: an example as text, as tokens with the label mask, and its options."""
 
 from collections.abc import Iterator, Sequence
 
@@ -17,11 +17,15 @@ from moslora.tasks.matching import Number
 def rows_to_show(
     tasks: Sequence[Task], *, source: str, whole: bool, split: Split | None, row: int, bad_rows: BadRows
 ) -> Iterator[Example]:
-    """Row number ``row`` of each task.
+    """Find the row with number ``row`` of each task.
 
     Args:
-        whole: the tasks are those of the source's training rows, bare instructions included, not only ``tasks``.
+        tasks: tasks to show.
+        source: of their rows.
+        whole: show every task among the source's training rows, also bare instructions.
         split: by default "train", or "test" for a task without training rows.
+        row: from 0.
+        bad_rows: as in `read_rows`.
 
     Raises:
         UsageError: a task has fewer rows.
@@ -42,8 +46,7 @@ def rows_to_show(
 
 
 def show_example(example: Example, encoder: Encoder, *, format: FormatName, loss_on: LossOn) -> str:
-    """One row as plain text: its prompt and answer, or its turns, a line per token, and its options or accepted
-    answers, if it has any."""
+    """Write a row as plain text: prompt and answer, or turns; a line per token; and options or accepted answers."""
     renderer = make_format(format, encoder.tokenizer)
     for remark in renderer.remarks():
         note_once(remark)
@@ -77,9 +80,9 @@ def show_example(example: Example, encoder: Encoder, *, format: FormatName, loss
 
 
 def _accepted(example: Example, words: OpenEnded) -> Iterator[str]:
-    """What would count as right: how a written text ends and is read, and each accepted answer as it is compared."""
+    """Describe the right answers: how a written text ends and is read, and the normalised accepted answers."""
     ends = ["the end-of-sequence token", *map(repr, words.stop)]
-    yield f"answer in words, of up to {words.max_new_tokens} tokens, before {' or '.join(ends)}"
+    yield f"answer in words: up to {words.max_new_tokens} tokens, ended by {' or '.join(ends)}"
     yield f"right (match: {words.match.kind}): {words.match.says}"
     for answer in example.choices:
         compared = Number().counts_as(answer) or words.match.counts_as(answer)  # a number by its value

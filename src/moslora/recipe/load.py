@@ -1,4 +1,4 @@
-"""From files and overrides to one checked recipe."""
+"""Loading: from files and overrides to one checked recipe; also its origins, a copy of its file, and tasks by name."""
 
 import os
 import re
@@ -20,11 +20,11 @@ from .layers import Layer, combine_layers, depth, extended, is_stored, origin_of
 from .recipe import Recipe, flat
 from .yaml_text import parse, render, render_inline
 
-NO_MODEL = Layer("missing: to train, lay it over a recipe with a model", {"model": {"name": "none"}})
-"""The layer below a recipe that is only shown, or read for its tasks."""
+NO_MODEL = Layer("missing: to train, extend a recipe with a model", {"model": {"name": "none"}})
+"""Layer below a recipe that is only shown, or read for its tasks."""
 
 OVERRIDE = re.compile(r"([^.=]+(?:\.[^.=]+){0,9})=(.*)", re.DOTALL)
-"""`key.sub=value`; no key of a recipe has more than four parts."""
+"""Pattern of an override, `key.sub=value`. No key of a recipe has more than four parts."""
 
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -43,7 +43,7 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def resolve_tasks(names: str | Sequence[str], own: Mapping[str, Task] | None = None) -> tuple[Task, ...]:
-    """The tasks that a command line names.
+    """Find the tasks that a command line names.
 
     Args:
         names: tasks among the built-in ones and ``own``, ``commonsense`` for all eight sets, or recipes with a section
@@ -53,67 +53,68 @@ def resolve_tasks(names: str | Sequence[str], own: Mapping[str, Task] | None = N
     Raises:
         UsageError: unknown names, one line each with the closest known name; no name at all; a file's faults.
     """
-    known = dict(BUILT_IN)
-    if own is not None:
-        known |= own
-    found: dict[str, Task] = {}
+    by_name = {**BUILT_IN, **(own or {})}
+    tasks: dict[str, Task] = {}
     faults = []
     for name in split_names(names):
-        if _names_recipe(name):
+        if _is_recipe_name(name):
             recipe, _ = _resolve(name, beneath=[NO_MODEL])
             if not recipe.tasks:
                 faults.append(f"{name}: declares no tasks; it needs a section `tasks:`, as in a recipe")
-            found |= recipe.own_tasks
-        elif name in known:
-            found[name] = known[name]
+            tasks |= recipe.own_tasks
+        elif name in by_name:
+            tasks[name] = by_name[name]
         else:
-            faults += unknown_names([name], (*known, GROUP), files=near_files(Path(name), shown_in=""))
-    if not (found or faults):
-        faults = [f"no task given; choose from {', '.join((*known, GROUP))}, or a YAML file that declares tasks"]
+            faults += unknown_names([name], (*by_name, GROUP), files=near_files(Path(name), shown_in=""))
+    if not (tasks or faults):
+        faults = [f"no task given; choose from {', '.join((*by_name, GROUP))}, or a YAML file that declares tasks"]
     if faults:
         raise UsageError("\n".join(faults))
-    return tuple(found.values())
+    return tuple(tasks.values())
 
 
-def _names_recipe(name: str) -> bool:
-    """Whether ``name`` is of a recipe with tasks, not of a task; the hub's ids of the eight sets have a "/", too."""
+def _is_recipe_name(name: str) -> bool:
+    """Return whether ``name`` is a recipe's and not a task's; the hub's ids of the eight sets also have a "/"."""
     return ("/" in name or "." in name) and canonical_task(name) is None
 
 
 class NamedRows(NamedTuple):
-    """Rows to look at."""
+    """Rows to show or audit."""
 
-    recipe: Recipe  # how they are shown; it lets no code of the model run
+    recipe: Recipe  # says how to show the rows; it lets no code of the model run
     tasks: tuple[Task, ...]
-    source: str | None = None  # of the training rows of a recipe that declares no tasks; ``None`` where tasks are named
+    source: str | None = None  # of the training rows, for a recipe without own tasks
 
 
 def rows_named(names: str, overrides: Sequence[str] = ()) -> NamedRows:
-    """The rows that ``names`` are for: of tasks, as in `resolve_tasks`, or the training rows of a recipe without any.
+    """Find the rows of tasks, as in `resolve_tasks`, or the training rows of a recipe without own tasks.
 
-    They are shown by the first of ``names`` that is a recipe, or by a recipe's defaults, with ``overrides``. A file
-    that is only looked at lets no code run.
+    The first of ``names`` that is a recipe says how to show them, or else a recipe's defaults, with ``overrides``. A
+    recipe that is only shown lets no code of its model run.
     """
     beneath = Layer("default", {"name": "tasks", "model": {"name": "smollm2-135m-instruct"}})
-    every = split_names(names)
-    file = next((name for name in every if _names_recipe(name)), None)
+    parts = split_names(names)
+    file = next((name for name in parts if _is_recipe_name(name)), None)
     if file is None:
         faults: list[str] = []
         layers = [beneath, *_overrides(overrides, faults)]
         return NamedRows(_checked(layers, faults, main=""), resolve_tasks(names))
     recipe, layers = _resolve(file, [*overrides, "model.trust_remote_code=false"], beneath=[beneath])
-    if every == (file,) and recipe.own_tasks:
+    if parts == (file,) and recipe.own_tasks:
         return NamedRows(recipe, tuple(recipe.own_tasks.values()))
     has_source = depth(combine_layers(layers), ("data", "source")) == 2
-    if every == (file,) and has_source:
+    if parts == (file,) and has_source:
         return NamedRows(recipe, recipe.training_tasks, recipe.data.source)
     return NamedRows(recipe, resolve_tasks(names))
 
 
 def stack_recipe(layers: Sequence[tuple[str, Mapping[str, Any]]], *, name: str, folder: Path) -> Recipe:
-    """The recipe `name` of several layers, the later ones over the earlier ones.
+    """Build the recipe `name` from several layers, the later ones over the earlier ones.
 
-    A layer is its name in messages and its keys, as in a recipe file in `folder`.
+    Args:
+        layers: the name of each layer in messages, and its keys, as in a recipe file.
+        name: of the recipe.
+        folder: base of relative paths.
     """
     faults: list[str] = []
     given = [_defaults(Path(name))]
@@ -123,15 +124,17 @@ def stack_recipe(layers: Sequence[tuple[str, Mapping[str, Any]]], *, name: str, 
 
 
 def override_recipe(recipe: Recipe, overrides: Sequence[str], *, path: Path) -> Recipe:
-    """``recipe``, which was read at ``path``, with overrides as in `load_recipe`."""
+    """Apply overrides, as in `load_recipe`, to a ``recipe`` that was read at ``path``."""
     faults: list[str] = []
     read = Layer(shown(path), recipe.model_dump(mode="json"))
     return _checked([read, *_overrides(overrides, faults)], faults, main=read.origin)
 
 
 def trace_recipe(source: str | Path, overrides: Sequence[str] = ()) -> list[tuple[str, str, str]]:
-    """Every value of a recipe, in declared order: its dotted key, itself in YAML on one line, and where it is from: a
-    file, "override" or "default". The model may be missing."""
+    """List every value of a recipe, in declared order: dotted key, value in YAML on one line, and origin.
+
+    The origin is a file, "override" or "default". The model may be missing.
+    """
     recipe, layers = _resolve(source, overrides, beneath=[NO_MODEL])
     given = combine_layers(layers)
     rows = []
@@ -151,8 +154,8 @@ def copy_recipe(name: str | Path, destination: Path) -> Path:
     if os.path.lexists(target) and not copied:
         raise UsageError(f"{target}: already exists; choose another destination")
     content = source.read_bytes()
-    if is_stored(source):  # which may not let code run by way of a copy either
-        with suppress(ValueError):  # no YAML, by which nobody can train
+    if is_stored(source):  # a copy must not get the user's trust
+        with suppress(ValueError):  # not YAML, so no command can use it
             values = parse(content.decode())
             if isinstance(values, dict) and values != without_trust(values):
                 content = render(without_trust(values)).encode()
@@ -164,7 +167,7 @@ def copy_recipe(name: str | Path, destination: Path) -> Path:
 def _resolve(
     source: str | Path, overrides: Sequence[str] = (), *, beneath: Sequence[Layer] = ()
 ) -> tuple[Recipe, list[Layer]]:
-    """A recipe and its layers, over those `beneath`."""
+    """Load a recipe and its layers, over the layers `beneath`."""
     path = find_recipe(source)
     faults: list[str] = []
     layers = [_defaults(path), *beneath, *read_layers(path, faults), *_overrides(overrides, faults)]
@@ -172,7 +175,7 @@ def _resolve(
 
 
 def _checked(layers: Sequence[Layer], faults: list[str], *, main: str) -> Recipe:
-    """The recipe that the layers make, or its faults beside those of reading them."""
+    """Build the recipe of the layers, or refuse its faults together with the ``faults`` of reading the layers."""
     try:
         recipe = Recipe.model_validate(combine_layers(layers))
     except ValidationError as error:
@@ -183,13 +186,13 @@ def _checked(layers: Sequence[Layer], faults: list[str], *, main: str) -> Recipe
 
 
 def _defaults(path: Path) -> Layer:
-    """The values that merging and naming need: the recipe's name, and the mixer's kind."""
+    """Layer with the defaults that merging and naming need: the recipe's name, and the mixer's kind."""
     name = re.sub(r"[^\w.-]", "-", path.stem)
     return Layer("default", {"name": name, "model": {}, "adapter": {"mixer": {"kind": AdapterSection().mixer.kind}}})
 
 
 def _overrides(arguments: Sequence[str], faults: list[str]) -> list[Layer]:
-    """The overrides as one layer, so that several keys of one mixer may come in any order; `extends` as in a file."""
+    """Parse the overrides, which may extend recipes, into one layer, so that keys of a mixer may come in any order."""
     layers = []
     for argument in arguments:
         match = OVERRIDE.fullmatch(argument)

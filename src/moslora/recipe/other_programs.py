@@ -1,5 +1,5 @@
-"""Keys and values of PEFT, the Trainer, TRL, axolotl, LLaMA-Factory, torchtune, Unsloth and Soup, answered with a
-recipe's: `other_programs.yaml` has them."""
+"""Translations of keys and values of PEFT, the Trainer, TRL, axolotl, LLaMA-Factory, torchtune, Unsloth and Soup into a
+recipe's. `other_programs.yaml` has them."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -11,15 +11,20 @@ from .yaml_text import parse
 
 @cache
 def translations() -> Any:
-    """The data: ``keys``, ``values`` and ``instead``."""
+    """Content of `other_programs.yaml`: ``keys``, ``values`` and ``instead``."""
     return parse(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
 
 
 def answer(word: str, value: object, section: str) -> str | None:
-    """What to do about another program's ``word`` with its ``value``, written in ``section`` (empty at the top level).
+    """Answer another program's key in a recipe.
+
+    Args:
+        word: the key.
+        value: its value.
+        section: our section that has it, or "" for the top level.
 
     Returns:
-        our key and what it counts, or why there is none; ``None`` for a word that is nobody's.
+        our key and the unit of its value, or why there is none; ``None`` if no program has this key.
     """
     for written in (f"`{word}: {str(value).lower()}`", f"`{word}`"):
         for key, theirs in translations()["keys"].items():
@@ -32,13 +37,13 @@ def answer(word: str, value: object, section: str) -> str | None:
 
 
 def what_counts(key: str) -> str:
-    """What our ``key`` counts, in brackets, if theirs count something else."""
-    counted = translations()["keys"].get(key, {}).get("counts")
-    return f" ({counted})" if counted else ""
+    """Name the unit of our ``key`` in brackets, if other programs count in another unit."""
+    unit = translations()["keys"].get(key, {}).get("counts")
+    return f" ({unit})" if unit else ""
 
 
 def our_value(value: str, choices: Sequence[str]) -> str | None:
-    """That of our ``choices`` which another program calls ``value``; ``None`` if there is none."""
+    """Translate another program's ``value`` into one of our ``choices``; ``None`` if there is none."""
     for choice in choices:
         if value in translations()["values"].get(choice, ()):
             return choice

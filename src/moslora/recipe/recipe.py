@@ -1,4 +1,4 @@
-"""The recipe as a whole: its sections and the rules between them; differences between two recipes; the schema."""
+"""The recipe as a whole: its sections, its differences from another recipe, and the JSON schema of its files."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -23,22 +23,22 @@ OF_ACCURACY = (
     "evaluation.beams",
     "evaluation.max_length",
 )
-"""Keys that decide the accuracy on the validation questions."""
+"""Keys of the fields that decide the accuracy on the validation questions."""
 
 
 class Recipe(Section):
     """One run: its base model, adapter, data, training and evaluation."""
 
     name: Annotated[str, Changes.RUN, Arms.ALL] = Field(pattern=r"^\w[\w.-]*$")
-    """Name of the run and of its folder; by default the name of the recipe file."""
+    """Name of the run and its folder; by default the recipe file's."""
 
     seed: Annotated[int, Changes.DRAW, Arms.ALL] = Field(default=0, ge=0, lt=2**32)
-    """Seed of the adapter's initialisation, of the choice and order of the rows, and of dropout."""
+    """Seed of the adapter's start, the choice and order of rows, and dropout."""
 
     model: Annotated[ModelSection, Arms.ALL]
 
     adapter: Adapter = AdapterSection()
-    """The adapter on each chosen layer: ΔW = s · B · M · A, or a method of PEFT."""
+    """The adapter, ΔW = s · B · M · A, or a method of PEFT."""
 
     data: DataSection = DataSection()
     training: TrainingSection = TrainingSection()
@@ -46,29 +46,29 @@ class Recipe(Section):
     tracking: Annotated[TrackingSection, Arms.ALL] = TrackingSection()
 
     tasks: dict[TaskName, TaskSection] = Field(default={})
-    """Your own tasks, by name: questions with options, questions answered in words, or texts."""
+    """Your own tasks, by name."""
 
     @property
     def own_tasks(self) -> dict[str, Task]:
-        """The entries of `tasks`."""
+        """Tasks that the section `tasks` declares, by name."""
         return {name: replace(section.task(name), bad_rows=self.data.bad_rows) for name, section in self.tasks.items()}
 
     @property
     def training_tasks(self) -> tuple[Task, ...]:
-        """The entries of `data.tasks`."""
+        """Tasks whose rows are trained on."""
         return self._entries(self.data.tasks)
 
     @property
     def replayed(self) -> tuple[Task, ...]:
-        """The entry of `data.replay`, if there is one."""
+        """Task whose texts are replayed in training, or none."""
         return self._entries((self.data.replay.texts,)) if self.data.replay else ()
 
     @property
     def questions(self) -> QuestionSource:
-        """The test rows; by default of the tasks and the source of the training rows."""
+        """Test rows to ask, by default from the tasks and the source of the training rows."""
         tasks = self._entries(self.evaluation.tasks or self.data.tasks)
         source = self.evaluation.source or self.data.source
-        if source == "commonsense_170k":  # which has only training rows
+        if source == "commonsense_170k":  # has only training rows
             source = "hub"
         return QuestionSource(tasks, source)
 
@@ -77,10 +77,10 @@ class Recipe(Section):
         return tuple(known[name] for name in names)
 
     def changed_by(self, key: str) -> Changes:
-        """What another value at a dotted key changes in this recipe.
+        """Say what another value at a dotted key changes in this recipe.
 
-        The size of the micro-batches changes what is trained only with a gate's balance: each takes that over its own
-        rows. How validations are made does where they decide what comes out.
+        The size of the micro-batches changes what is trained only with a gate's `balance`, a penalty over the rows of
+        one micro-batch. Settings of the validations change what is trained if the validations decide the result.
         """
         if key == "training.micro_batch_tokens" and self.adapter.is_balanced:
             return Changes.TRAINED
@@ -91,36 +91,36 @@ class Recipe(Section):
         return changes_at(type(self), key)
 
     def values_changing(self, *changing: Changes) -> dict[str, Any]:
-        """By dotted key the values that change one of ``changing``."""
+        """Map dotted keys to values, for the fields that change one of ``changing``."""
         every = flat(self.model_dump(mode="json"))
         return {key: value for key, value in every.items() if self.changed_by(key) in changing}
 
     def differences(self, since: "Recipe", *changing: Changes) -> list[str]:
-        """`key was …, is …` for every dotted key with another value that changes one of ``changing``."""
+        """List `key was …, is …` for every changed field that changes one of ``changing``."""
         changed = changed_keys(since.model_dump(mode="json"), self.model_dump(mode="json"))
         return [text for key, text in changed.items() if self.changed_by(key) in changing]
 
     def to_yaml(self) -> str:
-        """The recipe with every field, in declared order. `load_recipe` reads it back equal."""
+        """Write the recipe with every field, in declared order. `load_recipe` reads it back equal."""
         return render(self.model_dump(mode="json"))
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
         sections = self.model, self.adapter, self.data, self.training, self.evaluation, self.tracking
-        found = [*conflicts(*sections, own_tasks=self.tasks)]
-        if found:
-            text = "\n".join(f"{keys.split()[0]}: {message}" for keys, message in found)
-            raise PydanticCustomError("conflict", "{text}", {"text": text, "conflicts": found})
+        faults = [*conflicts(*sections, own_tasks=self.tasks)]
+        if faults:
+            text = "\n".join(f"{keys.split()[0]}: {message}" for keys, message in faults)
+            raise PydanticCustomError("conflict", "{text}", {"text": text, "conflicts": faults})
         return self
 
 
 def fields_that_change(*changing: Changes) -> list[str]:
-    """The dotted keys of the fields that change one of ``changing``, with `*` for the name of a task."""
+    """List the dotted keys of the fields that change one of ``changing``, with `*` for the name of a task."""
     return [key for key, mark in marked_fields(Recipe, Changes) if mark in changing]
 
 
 def changed_keys(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
-    """Every dotted key whose value differs -> `key was …, is …`."""
+    """Map every dotted key whose value differs to `key was …, is …`."""
     before = flat(then)
     after = flat(now)
     changed = {}
@@ -133,21 +133,21 @@ def changed_keys(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, s
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one mapping with dotted keys."""
-    found: dict[str, Any] = {}
+    """Flatten nested mappings into one with dotted keys."""
+    flattened: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):
-            found |= flat(value, f"{prefix}{key}.")
+            flattened |= flat(value, f"{prefix}{key}.")
         else:
-            found[f"{prefix}{key}"] = value
-    return found
+            flattened[f"{prefix}{key}"] = value
+    return flattened
 
 
 def recipe_schema() -> dict[str, Any]:
-    """The JSON schema of one recipe *file*: the fields of `Recipe` with their documentation, and `extends`.
+    """Build the JSON schema of one recipe *file*: the fields of `Recipe` with their documentation, and `extends`.
 
-    Nothing is required, unlike in a resolved recipe: any value may come from an extended file or a default. So a mixer
-    may lack its `kind`, and is only checked against all kinds.
+    Unlike in a resolved recipe, no field is required: any value may come from an extended file or a default. A mixer
+    may lack its `kind`, and is checked against all kinds.
     """
     schema = Recipe.model_json_schema()
     for model in [schema, *schema["$defs"].values()]:

