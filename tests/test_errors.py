@@ -14,7 +14,7 @@ from moslora.errors import SHOWN_FAULTS, UsageError, capped, needing
         (SHOWN_FAULTS + 7, "… and 7 more"),
     ],
 )
-def test_many_faults_are_so_many_lines_and_a_count(count, last):
+def test_faults_are_capped_with_a_count(count, last):
     lines = capped([f"fault {i}" for i in range(count)]).split("\n")
     assert lines[-1] == last and len(lines) == min(count, SHOWN_FAULTS + 1)
 
@@ -29,7 +29,7 @@ def test_many_faults_are_so_many_lines_and_a_count(count, last):
         ),
     ],
 )
-def test_a_package_that_is_missing_is_told_from_one_that_does_not_fit(error, said):
+def test_missing_and_broken_packages_have_different_messages(error, said):
     with pytest.raises(UsageError) as told, needing("peft", "x"):
         raise error
     assert str(told.value).startswith(said) and str(told.value).endswith("-m pip install peft")

@@ -52,7 +52,7 @@ def caused(error, cause):
         (caused(ValueError("offline"), OSError(errno.ENETUNREACH, "x")), None),
     ],
 )
-def test_an_error_of_the_disk_and_no_other_is_one_line_with_the_path(error, kind):
+def test_disk_errors_are_one_line_with_the_path(error, kind):
     found = disk_fault(error, Path("weights"))
     assert type(found) is (kind or type(None))
     assert kind is None or (str(found).startswith("weights: ") and "\n" not in str(found))
@@ -70,7 +70,7 @@ with locked(Path(sys.argv[1])):
 """
 
 
-def test_a_folder_is_held_by_one_process_until_it_ends_however_it_does(tmp_path):
+def test_folder_is_locked_until_its_process_ends(tmp_path):
     folder = tmp_path / "a" / "b"
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None and holder.stdout.readline() == "held\n"
@@ -85,7 +85,7 @@ def test_a_folder_is_held_by_one_process_until_it_ends_however_it_does(tmp_path)
     assert [path.name for path in folder.iterdir()] == ["kept"]
 
 
-def test_a_folder_made_for_the_lock_alone_is_gone(tmp_path):
+def test_folder_made_for_the_lock_is_removed(tmp_path):
     with locked(tmp_path / "out"):
         assert (tmp_path / "out" / LOCK).exists()
     assert not list(tmp_path.iterdir())
@@ -108,7 +108,7 @@ for number in range(100_000):
 """
 
 
-def test_a_file_is_the_old_or_the_new_one_whenever_its_writer_is_killed(tmp_path):
+def test_killed_writer_leaves_the_old_or_the_new_file(tmp_path):
     file = tmp_path / "file"
     with subprocess.Popen([sys.executable, "-c", WRITER, str(file), "a"], stdout=subprocess.PIPE) as writer:
         assert writer.stdout is not None and writer.stdout.readline() == b"begun\n"
@@ -164,7 +164,7 @@ def test_a_new_folder_appears_whole_or_not_at_all(tmp_path):
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
-def test_files_are_as_open_to_others_as_the_umask_says(tmp_path, umask, mode):
+def test_file_modes_follow_the_umask(tmp_path, umask, mode):
     """Files of every writer; safetensors' own are private."""
     before = os.umask(umask)
     try:
@@ -180,7 +180,7 @@ def test_files_are_as_open_to_others_as_the_umask_says(tmp_path, umask, mode):
 
 
 @pytest.mark.parametrize("there", [False, True], ids=["new", "empty"])
-def test_what_others_put_into_a_new_folder_meanwhile_stays(tmp_path, there):
+def test_files_of_others_in_a_new_folder_stay(tmp_path, there):
     """At any time, by a program that knows of no locks; the lock keeps ours from it."""
     out = tmp_path / "out"
     if there:
@@ -197,7 +197,7 @@ def test_what_others_put_into_a_new_folder_meanwhile_stays(tmp_path, there):
 
 
 @pytest.mark.parametrize("name", ["out", ".", "link"])
-def test_a_folder_that_is_there_stays_the_same_one(tmp_path, monkeypatch, name):
+def test_existing_folder_keeps_its_inode(tmp_path, monkeypatch, name):
     """A mount point cannot be replaced at all, and a shell in the folder would stand in one that is gone.
 
     The file by which readers know a model comes last: a process killed before it leaves none.
@@ -217,7 +217,7 @@ def test_a_folder_that_is_there_stays_the_same_one(tmp_path, monkeypatch, name):
     assert [call.args[1].name for call in moved.call_args_list] == ["sub", "config.json"]
 
 
-def test_a_folder_in_use_is_refused_however_its_path_is_written(tmp_path):
+def test_folder_in_use_is_refused_under_any_path(tmp_path):
     """`run/nope/../adapter`, without `nope`, is where a new folder would go."""
     (tmp_path / "run" / "adapter").mkdir(parents=True)
     (tmp_path / "run" / "adapter" / "mine.txt").write_text("x")
@@ -258,7 +258,7 @@ def names(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-def test_a_folder_whose_content_was_being_moved_in_is_empty_to_the_next_command(tmp_path):
+def test_unfinished_move_is_undone_by_the_next_command(tmp_path):
     """A killed one's files went into place one by one; whether the rest was lost or not, they are a part."""
     out = tmp_path / "out"
 
@@ -281,7 +281,7 @@ def test_a_folder_whose_content_was_being_moved_in_is_empty_to_the_next_command(
     assert {path.read_text() for path in out.rglob("*") if path.is_file()} == {"killed"}
 
 
-def test_only_what_the_killed_process_moved_is_taken_back(tmp_path):
+def test_only_moved_files_are_removed(tmp_path):
     """Not a file of that name that someone has put there since, nor one elsewhere."""
     out = tmp_path / "out"
     out.mkdir()
@@ -302,7 +302,7 @@ def test_only_what_the_killed_process_moved_is_taken_back(tmp_path):
     assert (tmp_path / "elsewhere").read_text() == "precious"
 
 
-def test_whenever_a_report_is_being_replaced_the_same_command_goes_on(tmp_path):
+def test_replacing_a_report_resumes_after_any_kill(tmp_path):
     """Its page lists its figures, by which the next report replaces them. No part of the new one is there alone."""
     out, old, new = tmp_path / "out", ["1.png", "2.png", "report.html"], ["2.png", "3.png", "report.html"]
     page = out / "report.html"
@@ -330,7 +330,7 @@ def test_whenever_a_report_is_being_replaced_the_same_command_goes_on(tmp_path):
     assert kills >= 8
 
 
-def test_leftovers_are_in_nobodys_way_and_go_with_the_next_lock(tmp_path):
+def test_leftovers_are_removed_by_the_next_lock(tmp_path):
     for machine in (os.uname().nodename, "another.machine"):
         (tmp_path / f".settings.json.{machine}.writing").mkdir()
         (tmp_path / f".settings.json.{machine}.writing" / "settings.json").touch()
@@ -362,7 +362,7 @@ def test_a_folder_that_was_being_replaced_comes_back(tmp_path):
     assert kills >= 2 and (folder / "a").read_text() == "new"
 
 
-def test_a_discarded_folder_has_all_its_files_or_another_name(tmp_path):
+def test_discarding_is_atomic(tmp_path):
     folder, kills = tmp_path / "step-2", 0
     while True:
         folder.mkdir(exist_ok=True)

@@ -30,7 +30,7 @@ from moslora.runs.results import Results, summarise
         (True, False, {"avx512_bf16": True}, None, "float16"),
     ],
 )
-def test_the_dtype_is_the_one_that_the_hardware_multiplies(monkeypatch, cuda, bfloat16, units, limit, dtype):
+def test_dtype_follows_the_hardware(monkeypatch, cuda, bfloat16, units, limit, dtype):
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     if limit:
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
@@ -60,7 +60,7 @@ def test_a_new_quickstart_trains_the_size_that_it_announces(tmp_path, monkeypatc
     assert ("--size full" in said) == (rows < 330)
 
 
-def test_a_quickstart_goes_on_where_it_was_begun_and_in_no_other_run(tmp_path, monkeypatch):
+def test_quickstart_continues_its_own_run_only(tmp_path, monkeypatch):
     """With what the run recorded, which may be of another version of the recipe."""
     trained: list[list[str]] = []
     monkeypatch.setattr(module, "train_in_processes", lambda words, **_: trained.append(words))
@@ -83,7 +83,7 @@ def test_a_quickstart_goes_on_where_it_was_begun_and_in_no_other_run(tmp_path, m
         ("third", 60, "tuned answers 37.5 points more of 80 questions right than base"),
     ],
 )
-def test_it_ends_with_what_can_be_concluded(tmp_path, monkeypatch, size, right, says):
+def test_quickstart_ends_with_conclusions(tmp_path, monkeypatch, size, right, says):
     """The base answers 30 of 80 questions rightly, the tuned model ``right``."""
 
     def results(target: bool) -> tuple[Results, Path]:
@@ -115,7 +115,7 @@ def test_it_ends_with_what_can_be_concluded(tmp_path, monkeypatch, size, right, 
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_size_takes_its_part_of_the_rows_and_whole_blocks_of_questions(size):
+def test_size_decides_rows_and_questions(size):
     full = load_recipe("smollm2-135m")
     recipe = load_recipe("smollm2-135m", overrides(size, full))
     assert isinstance(full.data.rows, dict) and isinstance(recipe.data.rows, dict)

@@ -100,7 +100,7 @@ for mistake in json.load(sys.stdin):
 """
 
 
-def test_a_mistake_is_told_without_torch(world, trained, tmp_path):
+def test_mistakes_are_refused_without_torch(world, trained, tmp_path):
     """In one process, since nothing of one mistake is left to the next."""
     shutil.copy(world / "recipe.yaml", tmp_path / "caps.yaml")
     shutil.copytree(trained, tmp_path / "runs/caps")

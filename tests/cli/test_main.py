@@ -96,7 +96,7 @@ def test_train_eval_merge_export(capsys, world, tmp_path, monkeypatch):
     assert Path("runs/peft/eval/choice-label-bfloat16/results.json").exists()
 
 
-def test_the_next_command_can_be_pasted_and_is_left_out_within_another(capsys, world, tmp_path, monkeypatch):
+def test_next_command_can_be_pasted(capsys, world, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     command = ("train", world / "recipe.yaml", "training.max_steps=2", "--out")
     (line,) = [line for line in run(capsys, *command, "my run")[1].splitlines() if line.startswith("next: ")]

@@ -89,7 +89,7 @@ def merged_by_peft(theirs, base):
     return merged
 
 
-def test_it_is_merged_as_by_peft_and_exported_as_it_is(command, imports, theirs, world):
+def test_peft_folder_is_merged_and_exported_like_peft(command, imports, theirs, world):
     base = world / "model"
     before = contents(base), contents(theirs)
     code, out, errors = command("merge", theirs, "--dtype", "float32")
@@ -107,7 +107,7 @@ def test_it_is_merged_as_by_peft_and_exported_as_it_is(command, imports, theirs,
 
 
 @pytest.mark.slow
-def test_it_is_scored_asked_compared_and_reported(command, imports, theirs, world, trained):
+def test_peft_folder_works_in_every_command(command, imports, theirs, world, trained):
     shutil.copytree(trained, "runs/ours")
     ways = ("--tasks", "boolq,arc_easy,obqa", "--source", world / "data", "--dtype", "float32")
     assert command("import", theirs, "--out", "named")[0] == 0
@@ -130,7 +130,7 @@ def test_it_is_scored_asked_compared_and_reported(command, imports, theirs, worl
     assert imports == [Path("named"), Path("runs/theirs")]
 
 
-def test_a_server_is_verified_without_an_evaluation_before(command, theirs):
+def test_verify_scores_peft_folder_first(command, theirs):
     """Both models are scored on built-in questions, in the run that the folder becomes, and once."""
     ways = ("--tasks", "obqa", "--limit", "12", "--json")
     code, out, errors = command("verify", theirs, "--server", "http://127.0.0.1:9", *ways)
@@ -145,7 +145,7 @@ def test_a_server_is_verified_without_an_evaluation_before(command, theirs):
     assert scored == [2, 0]
 
 
-def test_another_adapter_of_its_name_has_a_run_of_its_own(command, imports, theirs, tmp_path):
+def test_other_adapter_of_the_same_name_gets_its_own_run(command, imports, theirs, tmp_path):
     other = tmp_path / "other" / "theirs"
     other.mkdir(parents=True)
     for name, content in contents(theirs).items():
@@ -166,7 +166,7 @@ FAULTS = ("rank_pattern", "another kind", "a base that is gone")
         *itertools.product(("merge", "verify"), FAULTS),
     ],
 )
-def test_what_is_refused_leaves_nothing(name, fault, command, world, tmp_path):
+def test_refusal_writes_nothing(name, fault, command, world, tmp_path):
     alter, said = REFUSED.get(fault, (lambda config, state: None, "adapter_model.safetensors"))
     folder = altered_source(tmp_path / "theirs", world, alter)
     if fault == "no weights":
@@ -179,7 +179,7 @@ def test_what_is_refused_leaves_nothing(name, fault, command, world, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
 
 
-def test_a_mistake_in_an_option_is_told_before_the_import(command, imports, theirs, tmp_path):
+def test_wrong_option_is_refused_before_the_import(command, imports, theirs, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
     for words in (
@@ -195,7 +195,7 @@ def test_a_mistake_in_an_option_is_told_before_the_import(command, imports, thei
     assert not imports and [path.name for path in tmp_path.iterdir()] == ["full"]
 
 
-def test_an_import_over_another_base_is_what_its_folder_means(command, imports, world, tmp_path):
+def test_imported_run_is_used_for_its_folder(command, imports, world, tmp_path):
     alter, _ = REFUSED["a base that is gone"]
     folder = altered_source(tmp_path / "theirs", world, alter)
     assert command("import", folder, "--base", world / "model", "--dtype", "float32")[0] == 0

@@ -141,7 +141,7 @@ def test_what_an_instruction_row_says():
         assert content(free).choices == () and not leaked([free], [question])
 
 
-def test_what_is_missing_is_said(tmp_path):
+def test_audit_lists_tasks_with_rows_only(tmp_path):
     folder = write_folder(tmp_path, {"obqa": (TRAIN, TEST), "arc_easy": (OTHER, []), "arc_challenge": ([], TEST)})
     settings = {"tokenizer": smollm2(), "format": "cloze", "max_length": 2}
     table, notes = audit_rows(list(TASKS.values()), source=folder, **settings)

@@ -138,7 +138,7 @@ def numbers(clusters):
     return {int(id.rpartition("/")[2]): int(first.rpartition("/")[2]) for id, first in clusters.items()}
 
 
-def test_questions_with_the_same_long_context_are_a_cluster_by_default(tmp_path):
+def test_questions_with_the_same_long_context_are_a_cluster(tmp_path):
     """Unless all have it, such as a task's instructions."""
     table = [{"text": text} for text in (LONG, "short", LONG.upper() + "!", "short", f"Another. {LONG}", "", LONG)]
     assert numbers(find_clusters(own(tmp_path, table, ", context: text"))) == {2: 0, 6: 0}

@@ -95,7 +95,7 @@ def test_a_table_gives_back_every_label(loss_on):
 
 
 @pytest.mark.parametrize("family", MARKED)
-def test_a_row_that_is_too_long_loses_its_first_questions_and_not_its_system_message(family):
+def test_long_conversation_loses_first_questions_but_not_system_message(family):
     """It is the row of the longest end that fits, tried one by one."""
     tokenizer = tokenizer_of(family)
     said = conversations(60, system=family != "Gemma", seed=2)
@@ -145,7 +145,7 @@ UNFIT = {
 
 
 @pytest.mark.parametrize("template", UNFIT.values(), ids=UNFIT)
-def test_a_template_that_does_not_say_an_answer_or_not_end_it_is_refused_with_its_turn(template):
+def test_template_that_drops_or_does_not_end_an_answer_is_refused(template):
     tokenizer = copy.deepcopy(tokenizer_of("Qwen3"))
     tokenizer.chat_template = template
     said = [
@@ -207,7 +207,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize(("row", "said"), [(row, said) for row, *said in FAULTS.values()], ids=FAULTS)
-def test_what_is_not_read_of_a_conversation_is_refused_with_row_and_turn(row, said, tmp_path):
+def test_unsupported_parts_of_conversations_are_refused(row, said, tmp_path):
     with pytest.raises(UsageError) as error:
         read_file(write_jsonl(tmp_path / "rows.jsonl", [{"messages": TALK}, row]), "train")
     (line,) = str(error.value).splitlines()

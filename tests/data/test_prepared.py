@@ -75,7 +75,7 @@ def test_cached_rows_are_the_fresh_ones(recipe, cache, made, change):
     assert written.remarks() == read.remarks()
 
 
-def test_whatever_the_rows_depend_on_makes_others(recipe, cache, world, tmp_path, made):
+def test_cache_depends_on_everything_that_decides_rows(recipe, cache, world, tmp_path, made):
     changes = ("seed=4", "data.validation_rows=7", "data.tasks=[boolq]", "data.rows=9", *OTHERS)
     for n, change in enumerate(changes, start=1):
         prepare(recipe(change))
@@ -119,7 +119,7 @@ def test_damaged_rows_are_made_again(recipe, cache, made, name, damage):
     assert file.read_bytes() == whole and prepare(recipe()) and len(made) == 2  # and are read the next time
 
 
-def test_rows_that_are_read_are_in_memory(recipe, cache):
+def test_cached_rows_are_read_into_memory(recipe, cache):
     """Another machine may do to the file what it likes."""
     prepare(recipe())
     read = prepare(recipe())
@@ -203,7 +203,7 @@ def test_the_questions_of_an_own_task_keep_its_wording(recipe, cache, tmp_path):
     assert [example.id for example in read.questions] == [row.id for row in read.validation]
 
 
-def test_bad_rows_are_skipped_and_named_and_repeated_ones_counted(recipe, cache, tmp_path, capsys):
+def test_bad_rows_are_named_and_repeated_rows_counted(recipe, cache, tmp_path, capsys):
     rows = [{"q": f"Which {number}?", "right": "no" if number % 3 else "yes"} for number in range(20)]
     rows += [rows[2], {**rows[4], "right": "yes"}, {"q": " ", "right": "no"}, {"q": "Which?", "right": "maybe"}]
     write_jsonl(tmp_path / "rows.jsonl", rows)

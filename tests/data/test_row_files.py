@@ -56,7 +56,7 @@ def seen(path):
     return rows
 
 
-def test_the_same_rows_are_the_same_questions_in_every_kind_of_file(tmp_path):
+def test_file_formats_give_equal_questions(tmp_path):
     """Quotes, commas and line breaks in a cell, and texts that look like numbers."""
     tasks = [own(write(tmp_path / f"rows.{kind}", ROWS)) for kind, write in WRITE.items()]
     expected, *others = (

@@ -22,7 +22,7 @@ def counts(examples):
     return [tasks.count("boolq"), tasks.count("obqa")]
 
 
-def test_a_cap_draws_from_each_task_and_a_larger_one_keeps_the_smaller():
+def test_larger_limit_keeps_the_rows_of_a_smaller_one():
     small = limit_rows(EXAMPLES, rows=10, seed=1)
     large = limit_rows(EXAMPLES, rows=35, seed=1)
     assert counts(small) == [10, 10]
@@ -35,7 +35,7 @@ def test_a_cap_draws_from_each_task_and_a_larger_one_keeps_the_smaller():
     assert limit_rows(EXAMPLES, rows=None, seed=1) == EXAMPLES
 
 
-def test_validation_rows_are_set_aside_with_all_their_repetitions():
+def test_repetitions_of_validation_rows_are_not_trained_on():
     repeated = EXAMPLES + [replace(example, id=f"{example.id}-again") for example in EXAMPLES]
     train, validation = hold_out(repeated, validation_rows=12, seed=0)
     assert len(validation) == 12
@@ -45,7 +45,7 @@ def test_validation_rows_are_set_aside_with_all_their_repetitions():
     assert ids(hold_out(repeated, validation_rows=12, seed=1)[1]) != ids(validation)
 
 
-def test_validation_rows_are_a_number_or_a_share_or_a_tenth_up_to_120():
+def test_number_of_validation_rows():
     sizes = {None: [19, 1, 120, 120], 0.25: [47, 2, 300, 2_500], 7: [7, 7, 7, 7], 0: [0, 0, 0, 0]}
     for given, expected in sizes.items():
         section = DataSection(validation_rows=given)

@@ -16,7 +16,7 @@ def plan(rows=10, seed=1, **changes):
     return StepPlan(TrainingSection(**{"global_batch_size": 4, "epochs": 3} | changes), rows=rows, seed=seed)
 
 
-def test_every_epoch_is_a_permutation_and_only_the_last_step_is_smaller():
+def test_epochs_are_permutations():
     steps = [plan()[step] for step in range(len(plan()))]
     assert [len(step) for step in steps] == [4] * 7 + [2]
     stream = list(itertools.chain(*steps))
@@ -25,7 +25,7 @@ def test_every_epoch_is_a_permutation_and_only_the_last_step_is_smaller():
     assert epochs[0] != epochs[1] != epochs[2]
 
 
-def test_a_step_does_not_depend_on_those_asked_for_before():
+def test_steps_are_independent_of_earlier_requests():
     whole = plan()
     in_order = [whole[step] for step in range(len(whole))]
     assert [plan()[step] for step in reversed(range(8))] == in_order[::-1]
@@ -42,7 +42,7 @@ def test_max_steps_and_fractions_of_an_epoch():
 
 
 @pytest.mark.parametrize(("epochs", "rows", "steps"), [(1.1, 1_600, 110), (0.55, 1_600, 55), (1e-3, 32_000, 2)])
-def test_a_fraction_of_an_epoch_is_the_decimal_that_was_written(epochs, rows, steps):
+def test_fraction_of_an_epoch_is_decimal(epochs, rows, steps):
     """1.1 · 1,600 in binary is a little above 1,760: one row more, alone in a step of its own."""
     found = plan(epochs=epochs, rows=rows, global_batch_size=16)
     assert len(found) == steps and len(found[steps - 1]) == 16
@@ -74,7 +74,7 @@ def test_draws_are_uniform_over_long_and_short_rows():
     assert shares.var() == pytest.approx(hypergeometric_variance, rel=0.15)
 
 
-def test_micro_batches_hold_what_fits_and_rows_of_similar_length():
+def test_micro_batches_group_rows_of_similar_length():
     draw = random.Random(0)
     for _ in range(20):
         lengths = [draw.randint(5, 400) for _ in range(16)]
@@ -89,7 +89,7 @@ def test_micro_batches_hold_what_fits_and_rows_of_similar_length():
     assert group_by_length([9, 700, 3], tokens=500) == [[2, 0], [1]], "a row that is too long is by itself"
 
 
-def test_all_processes_have_equally_many_passes():
+def test_processes_have_equally_many_micro_batches():
     """One long row is a pass by itself; with three processes for two rows the third has only empty passes."""
     lengths = (40, 5, 6, 30, 8, 35, 7)
     rows = [Encoded(str(n), "boolq", [1] * n, [1] * n, truncated=False) for n in lengths]
@@ -103,7 +103,7 @@ def test_all_processes_have_equally_many_passes():
     assert empty.input_ids.shape == (1, 1) and empty.tasks.tolist() == [[1]] and not len(empty.labels)
 
 
-def test_the_largest_pass_of_a_step_is_that_of_any_process():
+def test_largest_micro_batch_of_any_process():
     """16 rows of 1,500 tokens are passes of 7,500; one of 12,000 beside short ones is a larger one, by itself."""
     assert largest_micro_batch([1500] * 16, processes=1, tokens=8192) == 7500
     assert largest_micro_batch([100] * 15 + [12_000], processes=1, tokens=8192) == 12_000
@@ -118,7 +118,7 @@ def test_the_largest_pass_of_a_step_is_that_of_any_process():
         assert largest_micro_batch(lengths, processes=processes, tokens=500) == max(sizes)
 
 
-def test_collate_lays_rows_end_to_end_and_finds_their_labels():
+def test_collate_concatenates_rows_and_finds_labels():
     rows = [
         Encoded("a", "boolq", [5, 6, 7], [IGNORE_INDEX, 6, 7], truncated=False),
         Encoded("b", "none", [1, 2], [1, IGNORE_INDEX], truncated=False),

@@ -50,7 +50,7 @@ def test_git_blob_id(task, split):
         assert any(line.startswith(f"{task}:") for line in differences("wheel", [task]))
 
 
-def test_the_passages_are_wikipedias_without_titles_and_in_no_training_row():
+def test_passages_have_no_titles_and_are_in_no_training_row():
     """Against the hub's copy of the test rows, whose passages have no titles; words by a regex here."""
 
     def words(text):

@@ -31,7 +31,7 @@ def test_a_wheel_is_downloaded_once(shelf, capsys):
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
-def test_of_two_at_once_one_downloads(shelf, capsys):
+def test_concurrent_calls_download_once(shelf, capsys):
     tiny = make_wheel(shelf)
     with ThreadPoolExecutor(2) as pool:
         paths = set(pool.map(fetch_wheel, [tiny, tiny]))

@@ -27,7 +27,7 @@ def test_recipe_with_a_model_loads_and_is_named_after_its_file(name):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("model", MODELS)
-def test_any_method_lies_over_any_model_and_changes_nothing_else(write, model, method):
+def test_every_method_extends_every_model(write, model, method):
     # The one exception: a task gate has to know each row's task.
     other_rows = []
     if method == "methods/moelora" and model.startswith("llama3-8b"):
@@ -41,13 +41,13 @@ def test_any_method_lies_over_any_model_and_changes_nothing_else(write, model, m
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_scaled_lora_has_the_models_alpha_over_the_root_of_three(write, model):
+def test_scaled_lora_divides_alpha_by_root_three(write, model):
     moslora = load_recipe(write(both=f"extends: [{model}, methods/moslora]")).adapter
     scaled = load_recipe(write(both=f"extends: [{model}, methods/controls/lora-scaled]")).adapter
     assert scaled.alpha * 3**0.5 == pytest.approx(moslora.alpha, rel=1e-4)
 
 
-def test_every_recipe_says_what_it_is_is_in_the_table_and_shows_how_to_launch_it():
+def test_every_recipe_is_described_and_listed():
     table = (RECIPES / "README.md").read_text(encoding="utf-8")
     assert all(f"| `{name}` |" in table for name, _ in list_recipes())
     for name, purpose in (*list_recipes(), *list_recipes("experiment")):
@@ -76,7 +76,7 @@ def test_llama3_8b_is_the_setting_of_the_paper():
     assert recipe.questions.source == "hub"
 
 
-def test_llama3_8b_nf4_is_the_same_setting_over_a_base_as_in_qlora():
+def test_llama3_8b_nf4_has_the_base_of_qlora():
     plain = load_recipe("llama3-8b")
     qlora = {"quantization": "nf4", "double_quantization": True, "dtype": "bfloat16", "gradient_checkpointing": True}
     changes = {"name": "llama3-8b-nf4", "model": plain.model.model_copy(update=qlora)}
@@ -97,12 +97,12 @@ def test_llama3_8b_released_takes_back_what_a_recipe_can():
     assert recipe.data.validation_rows == 120 and plain.training.result == "last"
 
 
-def test_wheel_carries_the_recipes_where_the_package_looks_for_them():
+def test_wheel_contains_the_recipes():
     config = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert config["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"] == {"recipes": "moslora/recipes"}
 
 
-def test_the_model_alone_has_no_rows_and_no_limits_and_the_quickstart_extends_it():
+def test_quickstart_recipe_extends_the_model_recipe():
     alone = load_recipe("models/smollm2-135m")
     quickstart = load_recipe("smollm2-135m")
     assert alone.model == quickstart.model and alone.name == quickstart.name

@@ -193,7 +193,7 @@ def test_every_key_of_every_recipe_is_in_the_table():
 
 @pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
 @pytest.mark.parametrize("key", DECISIONS)
-def test_another_value_is_decided_upon_as_the_table_says(key):
+def test_marks_decide_as_the_table_says(key):
     resume, arm, remade, group, shared, paired = DECISIONS[key]
     before = next(recipe for recipe in RECIPES if key in keys(recipe))
     after = other(before, key)

@@ -89,7 +89,7 @@ POSSIBLE = [
 
 
 @pytest.mark.parametrize("overrides", IMPOSSIBLE)
-def test_impossible_combination_is_reported_once_at_the_key_to_change(write, overrides):
+def test_impossible_combination_is_reported_once(write, overrides):
     """Which is the first of each line above."""
     (line,) = faults(write(a="model: {name: x}"), *overrides.split())
     assert line.startswith(f"override: {overrides.partition('=')[0]} = ")

@@ -8,7 +8,7 @@ from moslora.recipe import find_recipe, load_recipe
 from recipe_kit import RECIPES, faults
 
 
-def test_extends_lays_left_to_right_then_the_file_then_overrides(write):
+def test_extends_merges_left_to_right(write):
     path = write(
         left="model: {name: left}\ntraining: {epochs: 1, max_steps: 1, warmup_steps: 1, log_every: 1, betas: [0, 0]}",
         right="training: {max_steps: 2, warmup_steps: 2, log_every: 2, betas: [0.3, 0.4]}",
@@ -29,7 +29,7 @@ def test_extends_lays_left_to_right_then_the_file_then_overrides(write):
         ("{}", ["training.max_steps=40", "training.epochs=2"], 2, 40),
     ],
 )
-def test_what_ends_a_run_is_what_was_set_last(write, top, overrides, epochs, max_steps):
+def test_last_set_end_of_a_run_wins(write, top, overrides, epochs, max_steps):
     path = write(base="model: {name: x}\ntraining: {epochs: 1}", top=f"extends: base.yaml\ntraining: {top}")
     recipe = load_recipe(path, overrides)
     assert (recipe.training.epochs, recipe.training.max_steps) == (epochs, max_steps)
@@ -68,7 +68,7 @@ DENSE = "{kind: dense, init: orthogonal, train: frozen}"
         ("{}", "adapter.mixer.init=identity", DenseOptions(init="identity", train="frozen")),
     ],
 )
-def test_another_kind_of_mixer_replaces_the_whole_mapping_and_the_same_merges(write, top, override, mixer):
+def test_other_kind_of_mixer_replaces_and_same_kind_merges(write, top, override, mixer):
     base = f"model: {{name: x}}\nadapter: {{rank: 8, mixer: {DENSE}}}"
     adapter = load_recipe(write(base=base, top=f"extends: base.yaml\nadapter: {{mixer: {top}}}"), [override]).adapter
     assert (adapter.rank, adapter.mixer) == (8, mixer)
@@ -90,7 +90,7 @@ def test_overrides_of_one_mixer_come_in_any_order(write, order):
         ("tasks:\n  mine:\n    question: {{premise}}", 3, "quote a text that begins with {{"),
     ],
 )
-def test_usual_slips_in_yaml_are_answered_with_the_fix(write, text, line, fix):
+def test_yaml_mistakes_are_answered_with_a_fix(write, text, line, fix):
     (fault,) = faults(write(a=text))
     assert fault.startswith(f"a.yaml: is not YAML: line {line}, column ")
     assert fault.endswith(fix)
@@ -115,7 +115,7 @@ def test_unreadable_file_is_the_only_fault(write, text, message):
     assert line.startswith(f"a.yaml: {message}")
 
 
-def test_rows_given_as_a_recipe_are_told_where_they_go(tmp_path):
+def test_rows_in_place_of_a_recipe_are_refused(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"messages": []}\n{"messages": []}\n')
     with pytest.raises(UsageError, match=r"has rows and is no recipe.*data\.source"):
         load_recipe(tmp_path / "rows.jsonl")
@@ -141,7 +141,7 @@ def test_faults_of_readable_files_come_beside_unreadable_ones(write):
         ("sub/sum.yaml", "sub/sums.yml"),
     ],
 )
-def test_no_such_recipe_names_the_closest_also_of_the_files_beside_it(write, tmp_path, name, meant):
+def test_unknown_recipe_names_the_closest(write, tmp_path, name, meant):
     write(caps="")
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub/sums.yml").touch()
@@ -177,7 +177,7 @@ def test_wrong_override(write, override, message):
     assert line.startswith(message)
 
 
-def test_a_recipe_among_the_overrides_lies_between_the_file_and_the_others(write):
+def test_extends_override_is_between_file_and_other_overrides(write):
     file = load_recipe(write(mine="extends: [smollm2-135m, methods/adalora]\nadapter: {rank: 32}"))
     given = ["adapter.rank=32", "extends=[methods/adalora]", "name=mine"]
     assert load_recipe("smollm2-135m", given) == file

@@ -35,12 +35,12 @@ STARTS = list(starts())
 
 
 @pytest.mark.parametrize("kind", MIXERS)
-def test_a_mixer_takes_the_options_that_a_recipe_has_and_nothing_else_of_its_own(kind):
+def test_mixers_take_exactly_the_options_of_recipes(kind):
     assert MIXERS[kind].options_type is SECTIONS[kind]
     assert {*inspect.signature(MIXERS[kind]).parameters} - {"options"} <= FROM_ELSEWHERE
 
 
-def test_inject_takes_every_option_with_the_same_default_but_for_dropout():
+def test_inject_has_the_recipes_defaults_except_dropout():
     """0.05 in a recipe, the paper's, and none for a caller who names none."""
     parameters = inspect.signature(inject).parameters
     other = {}
@@ -63,7 +63,7 @@ def test_the_mixers_that_start_at_zero_are_those_the_rules_name(options):
 
 @pytest.mark.parametrize("rank", [4, 16, 64])
 @pytest.mark.parametrize("options", STARTS, ids=str)
-def test_a_mixer_may_start_from_the_bases_own_part_if_its_inverse_is_a_good_one(options, rank):
+def test_pissa_needs_a_well_conditioned_mixer(options, rank):
     """Whatever the draw, what the rules let pass has an inverse no larger than itself; not so the rest."""
     mixer = mixer_of(rank=rank, in_features=8, **options)
     allowed = options["kind"] in INVERTIBLE and options.get("init") in (None, *WELL_CONDITIONED)

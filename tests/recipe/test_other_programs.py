@@ -203,7 +203,7 @@ def test_a_value_of_theirs_is_answered_with_ours(write, override, message):
     assert line.endswith(message)
 
 
-def test_an_unknown_key_in_one_of_two_forms_of_a_value_names_those_of_its_form(write):
+def test_unknown_key_of_a_union_names_keys_of_its_form(write):
     (line,) = faults(write(a="model: {name: x}\ntasks: {mine: {train: a.jsonl, match: {pattern: x, takes: last}}}"))
     assert line.endswith("did you mean take?")
 

@@ -59,7 +59,7 @@ def test_source_may_be_a_path(write, path):
     assert load_recipe(write(a=f"model: {{name: x}}\ndata: {{source: {path}}}")).data.source == path
 
 
-def test_a_source_is_beside_the_recipe_or_else_in_the_working_folder(write, tmp_path, monkeypatch):
+def test_source_beside_the_recipe_wins(write, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     path = tmp_path / write(a="model: {name: x}\ndata: {source: rows.jsonl}")
@@ -98,7 +98,7 @@ def test_all_faults_of_all_files_come_at_once(write):
     ("name", "here"),
     [("openbookqa", "obqa"), ("ARC-E", "arc_easy"), ("Rowan/hellaswag", "hellaswag"), ("social_i_qa", "siqa")],
 )
-def test_a_sets_name_elsewhere_is_answered_with_ours(write, name, here):
+def test_other_names_of_sets_are_answered_with_ours(write, name, here):
     (line,) = faults(write(a=f"model: {{name: x}}\ndata: {{tasks: {name}}}"))
     assert says(line, "unknown task", name) and line.endswith(here)
     with pytest.raises(UsageError, match=f"{here}$"):
