@@ -11,15 +11,13 @@ from changes_kit import write_jsonl
 from chat_kit import MARKED, conversations, marked_labels, tokenizer_of
 from cli_kit import run
 from message_kit import says
-from moslora.base.load import load_tokenizer
 from moslora.data.encode import IGNORE_INDEX, Encoded, Encoder, encode_examples
 from moslora.data.local import read_file
 from moslora.data.overlap import content
-from moslora.data.prepared import RowTable, RunRows
+from moslora.data.prepared import RowTable
 from moslora.data.steps import label_count
 from moslora.errors import UsageError
 from moslora.prompts.formats import FORMATS, make_format
-from moslora.recipe import load_recipe
 from moslora.tasks import INSTRUCTION, Conversation, Turn
 
 
@@ -259,20 +257,3 @@ def test_show_prints_turns_tokens_and_mask(talks, capsys):
     assert says(shown, "instruction/train/0", f"{len(row.input_ids)} tokens", f"loss on {with_loss} of them")
     assert says(shown, "1 system", "| Be brief.", "2 user", "| A planet?", "3 assistant", "| Mars.", "5 assistant")
     assert shown.count("loss  '<|eot_id|>'") == 2 and shown.count("-  '<|eot_id|>'") == 3
-
-
-def test_a_run_finds_its_conversations_again(talks, monkeypatch):
-    """The rows that are made are those that are read from the cache, and both are the template's."""
-    monkeypatch.setenv("MOSLORA_HOME", str(Path.cwd() / "home"))
-    said = [messages for messages in conversations(40, seed=4) if len(messages) > 2]
-    recipe = load_recipe(talks(said, validation_rows=5, max_length=1_000), ["model.name=./tokenizer"])
-    tokenizer = load_tokenizer(recipe.model)
-    made, read = [
-        RunRows(recipe.data, recipe.training_tasks, Encoder(tokenizer, max_length=1_000), recipe.seed).prepare()
-        for _ in range(2)
-    ]
-    expected = {row.id: row for row in encoded(said, tokenizer)}
-    assert len(made.rows) + len(made.validation) == len(said)
-    assert list(made.rows) == list(read.rows) == [expected[row.id] for row in made.rows]
-    assert list(made.validation) == list(read.validation) == [expected[row.id] for row in made.validation]
-    assert made.tokens_sha256 == read.tokens_sha256 and not made.questions

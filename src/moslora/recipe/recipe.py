@@ -73,8 +73,8 @@ class Recipe(Section):
         return QuestionSource(tasks, source)
 
     def _entries(self, names: tuple[str, ...]) -> tuple[Task, ...]:
-        known = {**BUILT_IN, **self.own_tasks}
-        return tuple(known[name] for name in names)
+        tasks = {**BUILT_IN, **self.own_tasks}
+        return tuple(tasks[name] for name in names)
 
     def changed_by(self, key: str) -> Changes:
         """Say what another value at a dotted key changes in this recipe.

@@ -58,22 +58,23 @@ def _training(training: TrainingSection, model: ModelSection, data: DataSection)
 
 
 def _tasks(data: DataSection, evaluation: EvaluationSection, own_tasks: Mapping[str, TaskSection]) -> Conflicts:
-    known = (*BUILT_IN, *own_tasks)
+    task_names = (*BUILT_IN, *own_tasks)
     # A limit for a task that is not in data.tasks has no effect, so that data.tasks can be narrowed by itself.
-    unknown = {"data.tasks": unknown_names(data.tasks, (*known, GROUP))}
-    if evaluation.tasks is not None:
-        unknown["evaluation.tasks"] = unknown_names(evaluation.tasks, (*known, GROUP))
+    unknown = {
+        "data.tasks": unknown_names(data.tasks, (*task_names, GROUP)),
+        "evaluation.tasks": unknown_names(evaluation.tasks or (), (*task_names, GROUP)),
+    }
     for key, numbers in {"data.rows": data.rows, "evaluation.skip": evaluation.skip}.items():
         if isinstance(numbers, dict):
-            unknown[key] = unknown_names(numbers, known)
+            unknown[key] = unknown_names(numbers, task_names)
     for key, names in unknown.items():
         if names:
             yield key, "; ".join(names)
     texts = [PASSAGES.name, *(name for name, task in own_tasks.items() if task.texts)]
-    named = [name for name in data.tasks if name in texts]
-    if named:
+    trained_texts = [name for name in data.tasks if name in texts]
+    if trained_texts:
         fix = "use them in evaluation.tasks, or in data.replay.texts"
-        yield "data.tasks", f"{', '.join(named)}: texts cannot be training rows; {fix}"
+        yield "data.tasks", f"{', '.join(trained_texts)}: texts cannot be training rows; {fix}"
     replayed = data.replay.texts if data.replay else None
     if replayed and replayed not in texts:
         yield "data.replay.texts", f"must be a task with texts: {', '.join(texts)}, or one that you add to tasks"
