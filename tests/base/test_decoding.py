@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from moslora.adapters import describe_task
-from moslora.base import decoding, engine
+from moslora.base import decoding, own_engine
 from moslora.base.decoding import decode
 from moslora.base.load import load_base
 from moslora.base.own_engine import use_own_modules
@@ -175,7 +175,7 @@ def test_logits_that_are_not_finite_are_refused():
 def count_tokens(monkeypatch):
     """Record the number of tokens of each pass from now on."""
     passes = []
-    compute = engine.final_hidden
+    compute = own_engine.final_hidden
 
     def counted(model, input_ids, rows):
         passes.append(input_ids.numel())

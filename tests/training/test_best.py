@@ -14,7 +14,7 @@ from moslora.convert.export import export_peft
 from moslora.errors import MosloraError
 from moslora.recipe import TrainingSection, load_recipe
 from moslora.runs.adapter_folder import open_adapter
-from moslora.runs.best import Best, best_of, in_words
+from moslora.runs.best import Best, best_of, format_value
 from moslora.runs.listing import table_of_runs
 from moslora.runs.manifest import WEIGHTS
 from moslora.runs.run import RUN, Run
@@ -266,6 +266,6 @@ def test_best_step_worse_than_the_start_is_remarked(best, start, worse, better):
     """The best step is the result even if it is worse than the start, which cannot be the result."""
     selection = Selection(TrainingSection(result="best"), best=best)
     assert selection.consider(2, worse)
-    assert says(selection.remark(2, start=start), "the start", in_words(start, best.by))
+    assert says(selection.remark(2, start=start), "the start", format_value(start, best.by))
     assert selection.remark(2, start=None) == selection.remark(2, start=worse) == "best so far"
     assert selection.consider(4, better) and selection.remark(4, start=start) == "best so far"
