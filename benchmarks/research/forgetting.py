@@ -128,16 +128,25 @@ def control(arms: Sequence[Arm]) -> str:
     return f"{TWICE}, the positive control, loses {part.found:+.4f} nats per byte more (p {part.p:.3g}): {verdict}"
 
 
-def main(folder: Path = DOCS / "experiments" / "forgetting", *, without_seed: int = -1) -> None:
+def challengers_of(folder: Path) -> list[str]:
+    """The challengers that the experiment in this folder names.
+
+    Raises:
+        UsageError: the folder holds no experiment.
+    """
     index = read_index(folder)
     if index is None:
         raise UsageError(f"{folder}: no experiment")
-    challengers = list(dict.fromkeys(after for _, after in index.named if after not in CONTROLS))
+    return list(dict.fromkeys(after for _, after in index.named if after not in CONTROLS))
+
+
+def main(folder: Path = DOCS / "experiments" / "forgetting", *, without_seed: int = -1) -> None:
+    challengers = challengers_of(folder)
     arms = []
     for arm in load_arms([folder]):
         arms.append(Arm(arm.name, {seed: run for seed, run in arm.runs.items() if seed != without_seed}))
     print_table(table(arms, challengers))
-    if any(TWICE in pair for pair in index.named):
+    if any(arm.name == TWICE for arm in arms):
         print(control(arms))
 
 

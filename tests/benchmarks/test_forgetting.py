@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.research import forgetting
+from benchmarks.research import forgetting, forgetting_page
+from benchmarks.research.results import load
 from compare_kit import base, base_row, drawn, row, with_tasks, with_texts, write_experiment
 from moslora.compare.contrast import Contrast
 from moslora.runs.evaluation import Evaluation
@@ -79,7 +80,7 @@ def study(folder, kept, forgotten):
     rows = [base_row(with_tasks(plain, untrained.tasks))]
     for arm, share in kept.items():
         for seed in range(SEEDS):
-            rows.append(row(arm, of(seed, 0.3 * share, forgotten[arm] + 0.001 * seed, arm), rate=0.002))
+            rows.append(row(arm, of(seed, 0.3 * share, forgotten[arm] + 0.001 * seed, arm), rate=0.002, validation_loss=3.0))
     challengers = ("recommended", "lora-0.8", "replay")
     contrasts = [(one, other) for one in ("lora", "lora-half") for other in challengers]
     return write_experiment(folder, rows, contrasts=[*contrasts, ("lora", "lora-twice")])
@@ -98,3 +99,25 @@ def test_a_challenger_needs_all_parts_and_missing_ones_count(tmp_path, capsys):
     forgetting.main(folder, without_seed=0)
     (replay,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("replay")]
     assert replay.split()[1] == "7"
+
+
+def test_the_table_of_knobs_has_shares_of_what_lora_gains_and_loses(tmp_path):
+    """Counted by hand from the answers: the mean over sets of the mean over questions, minus the base's."""
+    kept = {"lora": 1.0, "lora-half": 0.5, "lora-twice": 2.0}
+    found = load(study(tmp_path / "forgetting", kept, {"lora": 0.95, "lora-half": 0.925, "lora-twice": 1.0}))
+    sets = [task for task in found.base.tasks if task != "passages"]
+
+    def gained(run):
+        of_sets = [np.mean(run.tasks[task].outcomes["log_probability"]) for task in sets]
+        return np.mean(of_sets)
+
+    by_hand = {}
+    for arm in found.arms:
+        by_hand[arm.name] = np.mean([gained(run.evaluation) - gained(found.base) for run in arm.runs.values()])
+    lines = {line.split(" | ")[0].removeprefix("| "): line for line in forgetting_page.knobs_table(found).splitlines()}
+    for arm in kept:
+        share = by_hand[arm] / by_hand["lora"]
+        assert f"| {by_hand[arm]:.4f} ± " in lines[arm]
+        assert f"({100 * share:.0f} %)" in lines[arm]
+    lost = forgetting_page.changes(found, forgetting_page.FORGOTTEN)
+    assert lost["lora"].mean() == pytest.approx(0.95 + 0.0035 - 0.9)

@@ -1,0 +1,183 @@
+"""The tables and the figure of docs/forgetting.md, from the tables of `forgetting` and `forgetting-second`.
+
+    python -m benchmarks.research.forgetting_page                        # docs/experiments
+    python -m benchmarks.research.forgetting_page packed --print-only    # packed/forgetting, packed/forgetting-second
+
+`moslora experiment FILE --pack FOLDER` writes an experiment's tables; the base is asked before, by
+``moslora eval RUN --base`` of one run. An experiment without tables is left out. The planned tests are those of
+`benchmarks.research.forgetting`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from benchmarks import DOCS
+from benchmarks.commands import command
+from benchmarks.research import forgetting
+from benchmarks.research.results import ScoredExperiment, load
+from benchmarks.svg import canvas_of, from_report, write_pictures
+from benchmarks.tables import markdown, publish
+from moslora.compare.arms import load_arms
+from moslora.compare.law import Floats
+from moslora.experiment.tables import mean_in_words
+from moslora.report.canvas import Canvas
+from moslora.report.figures.forgetting import change, draw_base
+from moslora.runs.outcomes import OUTCOMES
+from moslora.tasks import COMMONSENSE
+
+FOLDER = DOCS / "experiments"
+
+PAGE = DOCS / "forgetting.md"
+
+MODELS = {"SmolLM2-135M": "forgetting", "Qwen2.5-Coder-0.5B": "forgetting-second"}
+"""Model -> the experiment with it."""
+
+CURVE = ("recommended", "lora-0.8", "lora")
+"""The arms that apply one adapter at rising strengths. The curve through them begins at the base."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A column of the table of knobs: the mean change of an outcome against the base over some tasks.
+
+    Attributes:
+        title: heading of the column.
+        outcome: name of the outcome.
+        tasks: names of the tasks that are averaged.
+        with_share: whether a cell also has the change in percent of LoRA's.
+    """
+
+    title: str
+    outcome: str
+    tasks: tuple[str, ...]
+    with_share: bool = False
+
+
+SETS = tuple(COMMONSENSE)
+
+MEASURES = (
+    Measure("log p gained", "log_probability", SETS, with_share=True),
+    Measure("summed log p gained", "log_probability_summed", SETS, with_share=True),
+    Measure("accuracy gained", "accuracy", SETS),
+    Measure("Wikipedia: nats per byte lost", "nats_per_byte", ("passages",), with_share=True),
+    Measure("history: nats per byte lost", "nats_per_byte", ("mmlu_history",)),
+    Measure("medicine: log p gained", "log_probability", ("mmlu_medicine", "mmlu_clinical")),
+)
+GAINED = MEASURES[0]
+FORGOTTEN = MEASURES[3]
+
+
+def changes(found: ScoredExperiment, measure: Measure) -> dict[str, Floats]:
+    """Arm -> the change of a measure against the base, for each run.
+
+    Raises:
+        SystemExit: the base's answers are missing.
+    """
+    if found.base is None:
+        raise SystemExit("the base's answers are missing; moslora eval RUN --base of one run, and pack again")
+    base = found.base.restricted_to(measure.tasks)
+    by_arm = {}
+    for arm, runs in found.asked_as_base(found.base).items():
+        evaluations = [run.evaluation.restricted_to(measure.tasks) for run in runs]
+        by_arm[arm] = np.array([change(measure.outcome, evaluation, base) for evaluation in evaluations])
+    return by_arm
+
+
+def knobs_table(found: ScoredExperiment) -> str:
+    """A row for each arm: what it gains and forgets, its held-out loss, and the strength at which it is applied."""
+    by_measure = {measure: changes(found, measure) for measure in MEASURES}
+    rows = [["arm", "strength", *(measure.title for measure in MEASURES), "held-out loss"]]
+    for arm in found.arms:
+        cells = [_cell(by_arm[arm.name], by_arm[forgetting.LORA], measure) for measure, by_arm in by_measure.items()]
+        held_out = [run.validation_loss for run in arm.runs.values() if run.validation_loss is not None]
+        rows.append([arm.name, _strengths(found, arm.name), *cells, mean_in_words(held_out, digits=3)])
+    return markdown(rows)
+
+
+def _cell(values: Floats, of_lora: Floats, measure: Measure) -> str:
+    """Mean ± standard error over seeds, and the mean in percent of LoRA's."""
+    outcome = OUTCOMES[measure.outcome]
+    text = mean_in_words((outcome.factor * values).tolist(), digits=outcome.fine).replace("-", "−")
+    if measure.with_share:
+        text += f" ({100 * values.mean() / of_lora.mean():.0f} %)"
+    return text
+
+
+def _strengths(found: ScoredExperiment, arm: str) -> str:
+    """The strengths at which an arm's runs are applied, as 0.7 or 0.6 to 0.8; 1 if it trained its own adapters."""
+    strengths = sorted({row.strength or 1.0 for row in found.rows if row.arm == arm})
+    if len(strengths) == 1:
+        return f"{strengths[0]:g}"
+    return f"{strengths[0]:g} to {strengths[-1]:g}"
+
+
+def figure(canvas: Canvas, models: Mapping[str, ScoredExperiment]) -> Markup:
+    """Gain over forgetting, a panel for each model: a mark for each arm, and a line through one adapter's strengths."""
+    with canvas.figure(4.4 * len(models) + 0.6, 3.9, columns=len(models), rows=1) as (drawn, axes):
+        panels = np.atleast_1d(axes).ravel()
+        handles: dict[str, Any] = {}
+        for panel, (model, found) in zip(panels, models.items(), strict=True):
+            _draw_model(panel, canvas, found)
+            draw_base(panel, "")
+            panel.set_title(model)
+            of_arms, names = panel.get_legend_handles_labels()
+            handles |= dict(zip(names, of_arms, strict=True))
+            panel.get_legend().remove()
+        drawn.legend(handles.values(), handles, loc="outside lower center", ncols=min(4, len(handles)))
+        drawn.set_layout_engine("constrained", w_pad=0.12)
+    return canvas.keep("forgetting", drawn)
+
+
+def _draw_model(axes: Any, canvas: Canvas, found: ScoredExperiment) -> None:
+    """Mean and standard error of each arm over the seeds, and the curve of strengths through the means."""
+    gained = changes(found, GAINED)
+    forgotten = changes(found, FORGOTTEN)
+    curve = [(0.0, 0.0)]
+    curve += [(forgotten[arm].mean(), gained[arm].mean()) for arm in CURVE if arm in gained]
+    axes.plot(*zip(*curve, strict=True), color=canvas.style(forgetting.LORA).color, linewidth=1.2, alpha=0.6)
+    for arm in found.names:
+        style = canvas.style(arm)
+        root = max(1, len(gained[arm])) ** 0.5
+        axes.errorbar(
+            forgotten[arm].mean(),
+            gained[arm].mean(),
+            yerr=gained[arm].std(ddof=1) / root if len(gained[arm]) > 1 else 0,
+            xerr=forgotten[arm].std(ddof=1) / root if len(gained[arm]) > 1 else 0,
+            color=style.color,
+            marker=style.marker,
+            markersize=6.5,
+            linestyle="",
+            elinewidth=1,
+            label=arm,
+        )
+
+
+def pictures(models: Mapping[str, ScoredExperiment]) -> dict[str, str]:
+    """Path in docs/ -> SVG."""
+    names = dict.fromkeys(name for found in models.values() for name in found.names)
+    with canvas_of(names) as canvas:
+        return {"results/forgetting.svg": from_report(figure(canvas, models))}
+
+
+def planned_table(folder: Path) -> str:
+    """The planned tests of an experiment."""
+    return markdown(forgetting.table(load_arms([folder]), forgetting.challengers_of(folder)))
+
+
+def main(folder: Path = FOLDER, *, print_only: bool = False) -> None:
+    packed = {model: name for model, name in MODELS.items() if (folder / name).is_dir()}
+    models = {model: load(folder / name) for model, name in packed.items()}
+    for model, name in packed.items():
+        publish(knobs_table(models[model]), PAGE, f"knobs of {name}", print_only=print_only)
+        publish(planned_table(folder / name), PAGE, f"tests of {name}", print_only=print_only)
+    if not print_only:
+        write_pictures(pictures(models))
+
+
+if __name__ == "__main__":
+    command(main)
