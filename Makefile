@@ -134,6 +134,7 @@ serving: .venv-serving/installed .venv-vllm/installed
 soak: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.checks.soak
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.checks.families
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.checks.faulty_servers --rounds 5
 	OMP_NUM_THREADS=1 MOSLORA_EXAMPLES=3 $(BIN)/pytest --hypothesis-show-statistics tests/end_to_end/test_properties.py
 
 latency: $(VENV)/installed

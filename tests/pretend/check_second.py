@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import pretend_kit
+from moslora.errors import MosloraError
 from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
 from moslora.kernels import liger
@@ -105,6 +106,17 @@ def test_one_that_cannot_be_compiled_is_not_used(monkeypatch, capsys):
     replaced(monkeypatch, "rope_forward", fails)
     liger.agree()
     assert not liger.is_used() and "Failed to find C compiler" in capsys.readouterr().out
+
+
+def test_one_that_breaks_the_gpu_ends_the_process_in_a_line(monkeypatch):
+    """The error of a kernel comes when it is waited for, and from then on always."""
+
+    def broken(device: torch.device) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be …")
+
+    monkeypatch.setattr(liger, "wait_for", broken)
+    with pytest.raises(MosloraError, match=f"failed on {DEVICE}.*illegal memory access.*uninstall"):
+        liger.agree()
 
 
 @pytest.mark.parametrize("fault", ["no compiler", ""])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from message_kit import in_order, says
-from moslora.errors import MosloraError
+from moslora.errors import MosloraError, UsageError
 from moslora.processes import devices, group
 
 
@@ -26,6 +26,17 @@ def test_an_nvidia_gpu_that_torch_does_not_see_is_named(monkeypatch, tmp_path, c
     assert says(str(devices.unused_gpu(driver)), "NVIDIA", why)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert devices.unused_gpu(driver) is None
+
+
+def test_old_drivers_that_cannot_connect_gpus_are_refused_with_the_variables(monkeypatch):
+    monkeypatch.setattr(group, "gpus", lambda: 2)
+    monkeypatch.setattr(group, "local_world_size", lambda: 2)
+    monkeypatch.setattr(group, "check_cuda_p2p_ib_support", lambda: False)
+    with pytest.raises(UsageError, match=in_order("RTX 40", "NCCL_P2P_DISABLE=1", "NCCL_IB_DISABLE=1")):
+        group._check_gpus()
+    for name in ("NCCL_P2P_DISABLE", "NCCL_IB_DISABLE"):
+        monkeypatch.setenv(name, "1")
+    group._check_gpus()
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,7 @@ def test_export_for_vllm_writes_names_that_it_applies(family, recipe, world, tmp
     made(family, base)
     AutoTokenizer.from_pretrained(world / "model").save_pretrained(base)
     train_recipe(recipe(f"model.name={base}", "adapter.target_modules=[down_proj]", "training.max_steps=2"), out=own)
+    assert outcome(capsys, own) == KINDS[family][1]
     for name, words, expected in (("usual", (), KINDS[family][1]), ("served", ("--for", "vllm"), "all")):
         assert run(capsys, "export", own, *words, "--out", tmp_path / name)[0] == 0
         assert outcome(capsys, tmp_path / name) == expected
@@ -120,7 +121,7 @@ def test_bad_input_is_one_line(tmp_path, trained, capsys):
     for words, named in (
         (("verify", trained), ("--server", "--for")),
         (("verify", trained, "--for", "vllm", "--server", "http://localhost:9"), ("--server", "--for")),
-        (("verify", trained, "--for", "vllm"), (str(trained), "moslora export")),
+        (("verify", tmp_path, "--for", "vllm"), (str(tmp_path),)),
     ):
         code, _, errors = run(capsys, *words)
         assert code == 2 and errors.count("\n") == 1 and says(errors, *named), errors

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from moslora.console import note
-from moslora.errors import first_line
+from moslora.errors import MosloraError, first_line
 from moslora.kernels.dropout import Dropout
 from moslora.kernels.plain import disabled_kernels
 from moslora.processes.devices import as_current, device, gpus, wait_for
@@ -69,6 +69,9 @@ def fault() -> str | None:
     """Reason why these kernels do not work in this process; ``None`` if they work, empty if they are not installed.
 
     The import takes seconds. On a GPU each kernel is launched once, because Triton compiles it at the first launch.
+
+    Raises:
+        MosloraError: a kernel has made the GPU unusable for this process.
     """
     if not is_installed():
         return ""
@@ -84,6 +87,8 @@ def fault() -> str | None:
                 except OSError:  # another process may rename the same file of Triton's cache on a network disk
                     _try(device())
     except Exception as error:  # any: everything works without these kernels
+        if gpus():
+            _refuse_broken_gpu(error)
         return first_line(error)
     return None
 
@@ -126,6 +131,21 @@ def _try(device: torch.device) -> None:
     wait_for(device)
     if not all(one.allclose(other, atol=1e-4) for one, other in zip(results, expected, strict=True)):
         raise ValueError("its results differ from those of the plain formulas")
+
+
+def _refuse_broken_gpu(fault: Exception) -> None:
+    """Refuse a GPU on which all later operations fail, as after a kernel's access to a wrong address.
+
+    Raises:
+        MosloraError: the GPU is unusable for this process.
+    """
+    try:
+        wait_for(device())
+    except RuntimeError:
+        raise MosloraError(
+            f"Liger-Kernel failed on {device()}, which this process can no longer use: {first_line(fault)};"
+            " uninstall liger-kernel"
+        ) from None
 
 
 def supports(x: Tensor) -> bool:

@@ -25,6 +25,7 @@ from typing import Any, NoReturn, TypeVar
 import psutil
 import torch
 import torch.distributed as dist
+from accelerate.utils import check_cuda_p2p_ib_support
 from torch.distributed.distributed_c10d import _get_default_group, _get_default_store
 
 from moslora.console import say
@@ -142,7 +143,7 @@ def take_gpu() -> None:
     Triton launches on the current GPU, and on another process's GPU torch would leave some hundred MB.
 
     Raises:
-        UsageError: more processes than GPUs.
+        UsageError: more processes than GPUs, or GPUs whose driver cannot connect them.
         MosloraError: the GPU cannot compute.
     """
     _check_gpus()
@@ -395,4 +396,12 @@ def _check_gpus() -> None:
             f"{processes} processes on this machine, but this one sees {counted(gpus(), 'GPU')}; start {gpus()}"
             " (--processes, --num_processes, --nproc-per-node or --ntasks-per-node), and let each see all of the"
             " machine's (SLURM: --gpus-per-node, not --gpus-per-task)"
+        )
+    is_indirect = {"NCCL_P2P_DISABLE", "NCCL_IB_DISABLE"} <= os.environ.keys()
+    if (
+        gpus() and processes > 1 and not is_indirect and not check_cuda_p2p_ib_support()
+    ):  # accelerate would raise a traceback
+        raise UsageError(
+            "the driver of these GPUs (RTX 40, before 550.40.07) cannot connect them directly; set"
+            " NCCL_P2P_DISABLE=1 and NCCL_IB_DISABLE=1, or update it"
         )

@@ -10,16 +10,19 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from safetensors import safe_open
 
 from moslora.base.resolve import locate
 from moslora.base.shapes import read_config
+from moslora.convert.export import export_peft
 from moslora.convert.vllm_names import pattern, patterns_of, version
 from moslora.errors import UsageError, some
 from moslora.recipe import ModelSection
 from moslora.runs.peft_files import CONFIG, WEIGHTS
+from moslora.runs.run import locate_adapter
 from moslora.verify.vllm_loader import load
 
 REFUSED_SETTINGS = (
@@ -77,17 +80,25 @@ class AppliedModules:
         return json.dumps({**asdict(self), "says": self.verdict, "passed": self.passed}, indent=2) + "\n"
 
 
-def applied_modules(folder: Path, *, trust_remote_code: bool = False) -> AppliedModules:
-    """Return which modules vLLM applies of the adapter in ``folder``, which has PEFT's format.
+def applied_modules(path: Path, *, trust_remote_code: bool = False) -> AppliedModules:
+    """Return which modules vLLM applies of a folder of PEFT, or of the export of a run with PEFT's names.
 
     Raises:
-        UsageError: ``folder`` has no adapter in PEFT's format.
+        UsageError: there is no adapter at ``path``.
         MosloraError: vLLM is not installed, and the table does not have the base's architecture.
     """
+    if (path / CONFIG).is_file():
+        return _applied_of_peft(path, trust_remote_code=trust_remote_code)
+    with TemporaryDirectory() as scratch:
+        exported = export_peft(locate_adapter(path), out=Path(scratch) / "peft", trust_remote_code=trust_remote_code)
+        return _applied_of_peft(exported, trust_remote_code=trust_remote_code)
+
+
+def _applied_of_peft(folder: Path, *, trust_remote_code: bool) -> AppliedModules:
+    """Return which modules vLLM applies of an adapter in PEFT's format."""
     weights = folder / WEIGHTS[0]
-    if not (folder / CONFIG).is_file() or not weights.is_file():
-        export = f"moslora export {folder} --for vllm --out adapter"
-        raise UsageError(f"{folder}: has no {CONFIG} with {weights.name}, PEFT's files; for a run: {export}")
+    if not weights.is_file():
+        raise UsageError(f"{folder}: no {weights.name}; save the adapter again with PEFT")
     settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     base = ModelSection(
         name=settings["base_model_name_or_path"],
