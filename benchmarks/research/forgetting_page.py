@@ -23,7 +23,7 @@ from benchmarks.research.results import ScoredExperiment, load
 from benchmarks.svg import canvas_of, from_report, write_pictures
 from benchmarks.tables import markdown, publish
 from moslora.compare.arms import load_arms
-from moslora.compare.law import Floats
+from moslora.compare.distribution import Floats
 from moslora.experiment.tables import mean_in_words
 from moslora.report.canvas import Canvas
 from moslora.report.figures.forgetting import change, draw_base

@@ -80,7 +80,9 @@ def study(folder, kept, forgotten):
     rows = [base_row(with_tasks(plain, untrained.tasks))]
     for arm, share in kept.items():
         for seed in range(SEEDS):
-            rows.append(row(arm, of(seed, 0.3 * share, forgotten[arm] + 0.001 * seed, arm), rate=0.002, validation_loss=3.0))
+            rows.append(
+                row(arm, of(seed, 0.3 * share, forgotten[arm] + 0.001 * seed, arm), rate=0.002, validation_loss=3.0)
+            )
     challengers = ("recommended", "lora-0.8", "replay")
     contrasts = [(one, other) for one in ("lora", "lora-half") for other in challengers]
     return write_experiment(folder, rows, contrasts=[*contrasts, ("lora", "lora-twice")])

@@ -1,4 +1,4 @@
-"""Information that all adapters of a model share in a forward pass, besides x."""
+"""What adapters need to know of a forward pass besides x: mask of tokens, tasks, folded factors and seed."""
 
 from collections.abc import Callable
 

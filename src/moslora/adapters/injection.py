@@ -320,8 +320,8 @@ def _new_layer(
 ) -> AdapterLinear:
     """Build an adapter over ``base`` on the CPU, and draw its start from ``seed``.
 
-    Without a seed its weights must be loaded. Over a base on the meta device nothing is drawn, and weights that would
-    be drawn are on the meta device too.
+    Without a seed its weights must be loaded. Over a base on the meta device nothing is drawn: with a seed the whole
+    adapter is on the meta device, without a seed on the CPU.
     """
     weight = next(base.parameters(), None)
     if weight is None:

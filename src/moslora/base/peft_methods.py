@@ -236,6 +236,9 @@ def merged_by_peft(adapted: Any) -> dict[str, Tensor]:
         merged = model.get_submodule(name)
         off = relative_error(merged(x), expected)
         if not off <= 1e-5:  # more than float32 rounds, or not a number
-            raise MosloraError(f"PEFT's merge of {kind} is wrong: {name} is off by {off:.1g}; nothing was written")
+            raise MosloraError(
+                f"PEFT's merge of {kind} is wrong: the output of {name} differs by {off:.1g} of its size; nothing was"
+                " written"
+            )
         weights |= {f"{name}.{key}": value for key, value in merged.state_dict().items()}
     return weights

@@ -98,7 +98,7 @@ class Comparison:
         """Return the comparison of a log's score with its direction: 1 if more is better, -1 if less is.
 
         Raises:
-            UsageError: the outcome has a direction.
+            UsageError: it is known which values of the outcome are better.
         """
         if self.outcome.direction:
             raise UsageError(f"--better: which {self.outcome.name} is better is known; leave it out")

@@ -43,9 +43,9 @@ class VarianceEstimate:
 
     @property
     def plausible(self) -> tuple[Floats, Floats]:
-        """Plausible true variances V ν / χ², and their weights, shapes ``(nodes,)``.
+        """Possible true variances V ν / χ², and their weights, shapes ``(nodes,)``.
 
-        The trapezoidal rule is exact to rounding for smooth functions of a normal number.
+        They are the nodes of a trapezoidal rule over a normal z, with χ² at the quantile Φ(z); its error is rounding.
         """
         if not self.variance:
             return np.zeros(1), np.ones(1)

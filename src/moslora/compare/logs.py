@@ -142,7 +142,7 @@ def _files_by_evaluation(paths: Sequence[Path]) -> dict[Path, list[Path]]:
 
 
 def _rows(file: Path) -> Iterator[Any]:
-    """Yield the rows of a file, whichever program wrote it."""
+    """Yield the rows of a log: one of Inspect, a CSV table, or JSON lines such as lm-eval's."""
     if file.suffix in inspect_logs.SUFFIXES:
         yield from inspect_logs.read_rows(file)
         return
@@ -285,7 +285,8 @@ def _refuse_other_ranges(logs: Sequence[ComparedRun]) -> None:
                     by_unit.setdefault(high > 1, f"{low:g} to {high:g} in {log.path}")
     for score, by_unit in ranges.items():
         if len(by_unit) > 1:
-            raise UsageError(f"{score}: {' and '.join(by_unit.values())}; give all in the same unit")
+            values = " and ".join(by_unit.values())
+            raise UsageError(f"{score}: {values} look like shares and percent; give all in the same unit")
 
 
 def _shared(samples: Samples) -> dict[str, str]:

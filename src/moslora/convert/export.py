@@ -142,7 +142,10 @@ def _as_lora(folder: AdapterFolder, *, dropout: float, task: str | None) -> tupl
     pairs = lora_pairs(model, str(folder.path))
     lost = [name for name in pairs if name.rpartition(".")[2] in OF_EXPERTS]
     if lost and model.config.model_type in LOST_BY_PEFT:
-        note(f"PEFT mistakes the adapters of {some(lost)} for those of experts and loads none; merge instead")
+        note(
+            f"exported, but PEFT will load none of it: it takes the adapters of {some(lost)} for those of experts; use"
+            " moslora merge"
+        )
     tensors: dict[str, Tensor] = {}
     for name, pair in pairs.items():
         tensors[f"{PREFIX}{name}.lora_A.weight"] = pair.a.contiguous()

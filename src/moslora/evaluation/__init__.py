@@ -1,6 +1,7 @@
 """Evaluation: score models and servers on questions and texts by three protocols, and label rows with answers.
 
-Reading results and comparing them belongs to `moslora.runs` and `moslora.compare`.
+`evaluate_target` is the walk of `moslora eval`, and `journal` writes its files. Reading results and comparing them
+belongs to `moslora.runs` and `moslora.compare`.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -222,7 +222,7 @@ def questions_of(
             limited.append(f"{task} {count:,} of {len(rows):,}")
     if limited and "limit" not in overrides:  # the user knows a limit of the command line
         keys = "evaluation.limit and skip" if request.skip else "evaluation.limit"
-        note(f"questions: {', '.join(limited)} ({keys} of the recipe); --limit all asks all")
+        note(f"questions: {', '.join(limited)} ({keys} of the recipe); --limit all asks all that are not skipped")
     return request, questions
 
 

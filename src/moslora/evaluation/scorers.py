@@ -91,8 +91,8 @@ class EncodedQuestion:
     """An example as tokens.
 
     Attributes:
-        example: the question, or a text.
-        texts: for each option, its prompt and the scored tokens; for an answer that is written, the prompt alone.
+        example: a question, or a text that is scored whole.
+        texts: for each option, prompt and answer; the prompt alone if the model writes the answer; or the text itself.
     """
 
     example: Example

@@ -140,10 +140,8 @@ class Target:
             folder = RUNS / f"eval-{model}-{fingerprint(self.model.name)[:8]}" / name
         named = "".join(BESIDE.findall(folder.name))
         if self.is_in_run(folder) and named != suffix:
-            raise UsageError(
-                f"--out {folder}: in a run's eval/ this name stands for other weights; let it end in {suffix!r}, not in"
-                f" {named!r}"
-            )
+            fix = f"end it in {suffix}" if suffix else "remove that ending"
+            raise UsageError(f"--out {folder}: a name that ends in {named} stands for other weights in a run; {fix}")
         refuse_other_scores(folder)
         return folder
 

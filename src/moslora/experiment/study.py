@@ -273,7 +273,7 @@ class Study:
         )
 
     def _outcomes(self) -> list[str]:
-        """Return the outcomes that the runs have, planned ones first."""
+        """Return the outcomes that the table of scores shows, planned ones first."""
         file = self.experiment.file
         tasks = self.experiment.recipes[self.arms[0]].questions.tasks  # the same in all arms
         with_texts = any(task.is_text for task in tasks)

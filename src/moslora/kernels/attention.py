@@ -127,7 +127,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scaling: float
 def plain_attention(
     query: Tensor, key: Tensor, value: Tensor, rows: Rows, scaling: float, window: int | None
 ) -> Tensor:
-    """Attention of rows by the plain formula, one row at a time, in float32; shapes as in :func:`attend`."""
+    """Attention of rows by the plain formula, one row at a time, in float32 or wider; shapes as in :func:`attend`."""
     wide = torch.promote_types(query.dtype, torch.float32)
     q, k, v = (x.to(wide) for x in (query, key, value))
     outputs = []

@@ -1,4 +1,7 @@
-"""The recipe: the full description of one run, checked without torch before anything is loaded."""
+"""Recipe: the full description of one run, checked without torch before anything is loaded.
+
+Fields and their ranges are in `sections` and `adapter`, rules between fields in `rules`.
+"""
 
 from .adapter import Adapter, AdapterSection, PeftSection
 from .builtin import find_recipe, list_recipes

@@ -53,7 +53,7 @@ def _near_names(name: str, files: list[str]) -> list[str]:
 
 
 def near_files(path: Path, *, shown_in: str) -> list[str]:
-    """List the YAML files beside ``path`` with a close name, the closest first, as paths in the folder ``shown_in``."""
+    """List the YAML files beside ``path`` with a close name, the closest first, each as ``shown_in``/name."""
     try:
         names = {file.stem: file.name for file in sorted(path.parent.glob("*.y*ml"))}
     except (OSError, ValueError):  # not every text is a path

@@ -73,7 +73,7 @@ def reported_runs(paths: Sequence[Path], *, evaluation: str | None = None) -> li
     """
     places = {folder: (path, arm) for path in paths for folder, arm in runs_at(path).items()}
     if not places:
-        raise UsageError(f"{some(paths)}: no runs here; an experiment in tables is for moslora compare")
+        raise UsageError(f"{some(paths)}: no runs here; for a packed experiment use moslora compare")
     often = Counter(Run(folder).name for folder in places)
     runs = []
     for folder, (path, arm) in places.items():

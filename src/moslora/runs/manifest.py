@@ -59,4 +59,6 @@ def written_recipe(path: Path, overrides: Sequence[str] = (), *, by: str | None)
         if by in (None, __version__):
             raise
         versions = f"written by moslora {by}, this is {__version__}"
-        raise UsageError(f"{path}: {versions}; use that version ({first_line(fault)})") from None
+        raise UsageError(
+            f"{path}: cannot be read by this version; {versions}; use that version ({first_line(fault)})"
+        ) from None

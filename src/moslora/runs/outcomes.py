@@ -122,7 +122,7 @@ class Outcome:
         return f"{self.factor * value:+.{self.digits + 1}f}"
 
     def size(self, value: float) -> str:
-        """Text of a difference in a sentence: 0.0310."""
+        """Text of a difference in a sentence, with a minus but without a plus: 0.0310."""
         return f"{self.factor * value:.{self.fine}f}"
 
     def amount(self, value: float) -> str:

@@ -154,7 +154,7 @@ def score_texts(measured: TaskAnswers) -> TextScore:
 
 
 def average(scores: Sequence[Score], weights: Sequence[float]) -> Score:
-    """Average x = Σ w x_t over tasks; counts are added.
+    """Average of the scores over tasks, by ``weights``. Counts are added, and the drift is the largest.
 
     If other tasks have an accuracy per character, a task that is answered in words counts with its accuracy.
     """

@@ -90,7 +90,8 @@ def refuse_missing_trackers(names: Sequence[TrackerName]) -> None:
 def record(name: TrackerName, recipe: Recipe, run: Run, *, after: int | None = None) -> Iterator[tuple[Any, int]]:
     """Open the record of ``run`` in a tracker, on the main process only.
 
-    ``after`` is the number of steps before a training, whose values begin with step 0; ``None`` for scores.
+    Args:
+        after: number of steps that were trained before this process, 0 for a new run; ``None`` for scores.
     """
     kind = KINDS[name]
     known_id = run.facts.get(f"{name}_id")

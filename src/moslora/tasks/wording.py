@@ -75,7 +75,7 @@ class Wording:
         return None, text
 
     def cloze_prompt(self, example: "Example") -> str:
-        """Template ``cloze`` with the example's texts, without ``{context}`` if it has none."""
+        """Return the template ``cloze`` filled with the example's texts; without a context, ``{context}`` goes."""
         template = self.cloze
         if not example.context:
             template = re.sub(r"\{context\}\s*", "", template)

@@ -80,5 +80,5 @@ class _Bucket:
         return dist.all_reduce(self._buffer, async_op=True)
 
     def receive(self) -> None:
-        """Copy the sums into the gradients."""
+        """Copy the sums into the gradients, once the exchange has ended."""
         torch._foreach_copy_(self._gradients, self._places)

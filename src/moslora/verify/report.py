@@ -73,7 +73,7 @@ class Report:
 
 
 def effects_of(server: Evaluation, run: Evaluation) -> dict[str, Effect]:
-    """The server's outcomes minus the run's, as means over tasks."""
+    """Means over tasks of server − run, for each outcome that is always shown; tasks of one cluster are left out."""
     questions = {task: answers.ids for task, answers in server.tasks.items() if answers.cluster_count > 1}
     theirs = server.only(questions)
     ours = run.only(questions)

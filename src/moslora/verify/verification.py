@@ -216,7 +216,9 @@ def prepare_questions(target: Target, run: Evaluation, source: ServerSource) -> 
     changed = differences(run.conditions, prepared.conditions, Changes.QUESTIONS, Changes.TOKENS)
     if changed:
         what = some(changed, separator="; ")
-        raise MosloraError(f"{run.folder}: changed since ({what}); remove this folder and verify again")
+        raise MosloraError(
+            f"{run.folder}: the model answered under other conditions ({what}); remove this evaluation and verify again"
+        )
     return prepared.only({id for answers in run.tasks.values() for id in answers.ids})
 
 
