@@ -135,7 +135,7 @@ def check(words: list[str]) -> None:
     if not str(given.get("tasks") or "x.yaml").endswith(".yaml"):
         resolve_tasks(given["tasks"])
     assert given.get("task") in (None, *TASKS, *SHIPPED) or given["task"].endswith(".yaml"), words
-    assert given.get("format") in (None, "peft", "chat", *FORMATS), words
+    assert given.get("format") in (None, "peft", "gguf", "chat", *FORMATS), words
     assert given.get("protocol") is None or given["protocol"] in PROTOCOLS, words
     assert given.get("dtype") is None or given["dtype"] in DTYPES, words
 

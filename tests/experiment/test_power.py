@@ -94,7 +94,7 @@ def test_contrasts_share_the_level_also_without_runs(tmp_path):
 
 def test_power_needs_two_seeds(tmp_path, capsys):
     write_experiment(tmp_path, drawn_arms({"a": 0.0, "b": 0.05}, seeds=1), contrasts=[("a", "b")])
-    for arguments, message in (((tmp_path,), "has two seeds"), ((ABLATION, "lora"), "alone")):
+    for arguments, message in (((tmp_path,), "has two seeds"), ((ABLATION, "lora"), "only a folder")):
         code, said, errors = run(capsys, "experiment", *arguments, "--power")
         assert code == 2 and message in errors and errors.count("\n") == 1, (arguments, said)
 

@@ -77,7 +77,7 @@ def finish(recipe: Recipe, out: Path) -> Done:
     save = Training._save_result
 
     def listening(training: Training, steps: int) -> None:
-        said.append(logits_of(training.parts.model))
+        said.append(logits_of(training.state.model))
         save(training, steps)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -16,7 +16,8 @@ from moslora.base.shapes import meta_model
 from moslora.kernels import liger
 from moslora.plan.duration import GPUS, Cost, cost, format_duration, on_gpus, on_this_cpu
 from moslora.plan.outline import outline
-from moslora.plan.plan import disk_line, parse_bytes
+from moslora.plan.plan import disk_line
+from moslora.plan.sizes import parse_bytes
 from moslora.recipe import ModelSection, load_recipe
 from moslora.runs.run import Run
 from moslora.training.objective import LabelLoss

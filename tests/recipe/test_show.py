@@ -39,5 +39,5 @@ def test_a_method_is_shown_without_a_model(capsys):
     code, out, err = run(capsys, "recipes", "show", "methods/dora")
     assert (code, err) == (0, "")
     lines = {line.split()[0]: line for line in out.splitlines()}
-    assert lines["model.name"].split(maxsplit=2)[1:] == ["none", "missing: to train, lay it over a recipe with a model"]
+    assert lines["model.name"].split(maxsplit=2)[1:] == ["none", "missing: to train, extend a recipe with a model"]
     assert [key for key, line in lines.items() if "methods/dora.yaml" in line] == ["adapter.dora", "adapter.mixer.kind"]

@@ -27,7 +27,7 @@ RESUME = "moslora train run --resume"
         (TRAIN, "training.prepare.read_base", [SIGINT], 1, []),
         (TRAIN, "training.loop.accumulate", [SIGINT], 6, ["step 6 of 21", RESUME]),
         (TRAIN, "training.loop.accumulate", [SIGTERM], 6, ["step 6 of 21", RESUME]),
-        (TRAIN, "training.state.save_adapter", [SIGTERM], 1, ["step 5 of 21", RESUME]),
+        (TRAIN, "training.checkpoints.save_adapter", [SIGTERM], 1, ["step 5 of 21", RESUME]),
         (TRAIN, "training.loop.accumulate", [SIGINT, SIGINT], 1, []),
         (TRAIN, "runs.adapted_model.write_json", [SIGTERM], 7, []),  # after the last step
         ("eval {run} --limit 4 --out e", "evaluation.evaluator.measure_drifts", [SIGINT], 1, []),

@@ -92,9 +92,12 @@ def plan(
     Loads no weights, except with --probe. Downloads at most a model's config, and data sets that the recipe's
     source or tasks name, to count their rows. The exit code is 1 if the run does not fit.
     """
+    from moslora.plan.sizes import parse_bytes
     from moslora.recipe import load_recipe
 
     resolved = load_recipe(recipe, overrides or ())
+    if gpu_memory is not None:
+        parse_bytes(gpu_memory)
     _print_plan(resolved, _as_typed(recipe, overrides), processes=processes, gpu_memory=gpu_memory, probing=probe)
 
 

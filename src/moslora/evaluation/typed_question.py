@@ -93,8 +93,9 @@ def _entry(options: Sequence[str], task: str | None, own: Mapping[str, Task]) ->
         fitting = [task for task in tasks if not task.is_open_ended]
     else:
         fitting = [task for task in tasks if task.is_open_ended or task.fixed_options]
-    if len(fitting) == 1:
-        return fitting[0]
+    for candidates in (fitting, tasks):
+        if len(candidates) == 1:
+            return candidates[0]
     if not options:
         return BARE
     return FOR_TRUTHS if _as_truths(options) else FOR_OPTIONS

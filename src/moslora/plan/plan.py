@@ -1,7 +1,6 @@
 """Plan of a run before it starts: the memory of each device, whether it fits, and the time."""
 
 import math
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -16,11 +15,12 @@ from moslora.base.adapted import adapter_state
 from moslora.base.resolve import available_offline
 from moslora.choices import Strategy
 from moslora.data.steps import default_micro_batch_tokens
-from moslora.errors import UsageError, counted, first_line
+from moslora.errors import counted, first_line
 from moslora.evaluation.request import Request
 from moslora.plan.duration import PROBED_STEPS, format_duration, on_gpus, on_this_cpu, probe
 from moslora.plan.memory import Devices, Memory, largest_budget, memory
 from moslora.plan.outline import Outline, evaluation, outline
+from moslora.plan.sizes import parse_bytes
 from moslora.plan.step import Work
 from moslora.processes.devices import device, gpus, total_memory
 from moslora.recipe import ModelSection, Recipe, TrainingSection
@@ -188,14 +188,6 @@ def _about_time(
             " run per GPU, with other seeds or rates, gains more than one run on all"
         )
     return lines, seconds
-
-
-def parse_bytes(text: str) -> int:
-    """Parse the memory of a GPU: ``80GB`` is 80 · 10⁹ bytes, ``80GiB`` 80 · 2³⁰, and ``80`` is 80 GB."""
-    size = re.fullmatch(r"(\d+(?:\.\d+)?) ?(GB|GiB|)", text.strip(), re.IGNORECASE)
-    if size is None or float(size[1]) == 0:
-        raise UsageError(f"--gpu-memory {text}: must be the memory of one GPU, such as 80GB or 79.6GiB")
-    return int(float(size[1]) * (2**30 if size[2].lower() == "gib" else 10**9))
 
 
 def gigabytes(size: float) -> str:
