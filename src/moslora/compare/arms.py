@@ -128,7 +128,7 @@ def pairs(before: Arm, after: Arm) -> list[tuple[ComparedRun, ComparedRun]]:
 
 
 def unpaired_runs(before: Arm, after: Arm) -> list[str]:
-    """Return the runs without a partner in `pairs`, named by arm and seed."""
+    """Return the runs without a partner of the same seed, named by arm and seed; empty if not paired by seed."""
     if not pairs_by_seed(before, after):
         return []
     both = before.runs.keys() & after.runs.keys()

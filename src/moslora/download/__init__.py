@@ -1,1 +1,1 @@
-"""Downloads: wheels from PyPI, and whether the hub answers."""
+"""Downloads: wheels from PyPI, and use of the hub's cache if the hub does not answer."""

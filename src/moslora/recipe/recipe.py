@@ -65,7 +65,7 @@ class Recipe(Section):
 
     @property
     def questions(self) -> QuestionSource:
-        """Test rows to ask, by default from the tasks and the source of the training rows."""
+        """Tasks to evaluate and the source of their test rows, by default those of the training rows."""
         tasks = self._entries(self.evaluation.tasks or self.data.tasks)
         source = self.evaluation.source or self.data.source
         if source == "commonsense_170k":  # has only training rows

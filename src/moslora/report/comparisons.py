@@ -1,4 +1,4 @@
-"""Comparisons on the page: the arms against the first one, and the arms of each base against it.
+"""Comparisons on the page: of all arms, with the first one or as planned, and of each base with its arms.
 
 All contrasts with one arm are a family. `moslora.compare` computes them.
 """

@@ -115,7 +115,7 @@ class TrainState:
         )
 
     def micro_batch(self, rows: Sequence[Encoded], *, training: bool) -> MicroBatch:
-        """Batch of ``rows`` on this process's device, for a pass in training or without dropout."""
+        """Batch of ``rows`` on this process's device, for a training pass if ``training``, else without dropout."""
         share = self._shares[training]
         device = self.accelerator.device
         return collate(rows, device=device, tasks=self.tasks, share=share, build_batch=self.engine.build_batch)

@@ -61,7 +61,7 @@ def packages(recipe: Recipe) -> dict[str, str]:
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
-    """Device of one process, with its memory in GB."""
+    """Device of one process, its memory in GB, its threads or CUDA version, and the system."""
     facts: dict[str, Any] = {"device": device_name(device), "memory_gb": round(total_memory(device) / 1e9, 1)}
     if device.type == "cpu":
         facts["threads"] = torch.get_num_threads()

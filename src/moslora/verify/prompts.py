@@ -28,7 +28,7 @@ BEGINNING = 8
 
 @dataclass(frozen=True)
 class PromptTests:
-    """A server that has answered questions, and continues some of them in other forms.
+    """Tests of whether a server makes the run's prompt, by asking answered questions as text and in a chat.
 
     Attributes:
         served: the server, in the form in which it was asked.
