@@ -96,7 +96,7 @@ def test_missing_and_ambiguous_evaluations_are_refused(runs):
             load_arms([runs / path for path in paths], evaluation=evaluation)
 
     refuse(["none"], "none", "no evaluated run here")
-    refuse(["lora-1", "lora-1"], "lora-1", "same recipe and seed")
+    refuse(["lora-1", "lora-1/../lora-1"], "lora-1", "twice")
     rewritten(Path(shutil.copytree(runs / "lora-2", runs / "third")), "seed=3")
     refuse(["lora-1", "lora-2", "third"], "one arm")
     shutil.rmtree(runs / "third")

@@ -346,10 +346,12 @@ def test_a_log_is_compared_with_another_log(tmp_path, trained):
     log = written(tmp_path / "a", "arc", right(0, 0.5))
     later = log.with_name(log.name.replace("2026-01", "2026-02"))
     later.write_bytes(log.read_bytes())
+    (tmp_path / "link.jsonl").symlink_to(log)
     for paths, *named in (
         ([log, trained], trained, "not a log"),
         ([log, tmp_path / "none.csv"], "none.csv", "not a log"),
-        ([log, log], log.name, "appears twice"),
+        ([log, log], log.name, "named twice"),
+        ([log, tmp_path / "link.jsonl"], log.name, "named twice"),
         ([tmp_path / "a", log], later.name, "question 0 of arc appears twice"),
         ([log, written(tmp_path / "c", "piqa", [0, 1])], "no question in common"),
     ):

@@ -39,8 +39,12 @@ def find_runs(paths: Sequence[Path], *, evaluation: str | None = None, cluster: 
         cluster: column of logs, or path into a row, that groups the questions (`read_logs`).
 
     Raises:
-        UsageError: a path has no evaluated run, or ``cluster`` is given for runs.
+        UsageError: a path has no evaluated run, two paths lead to one place, or ``cluster`` is given for runs.
     """
+    places = [path.resolve() for path in paths]
+    for path, place in zip(paths, places, strict=True):
+        if places.count(place) > 1:
+            raise UsageError(f"{path}: named twice; a comparison needs two different runs or logs")
     runs: list[ComparedRun] = []
     for path in paths:
         index = read_index(path)
