@@ -96,10 +96,10 @@ def fitting(section: ModelSection, *, sharding: str = "") -> AbstractContextMana
     """Turn running out of GPU memory while the model of ``section`` is loaded into an error that names ways out,
     including ``sharding``.
 
-    ``sharding`` is the setting that shards the base; int8 layers cannot be sharded.
+    ``sharding`` is the setting that shards the base, if the base can be sharded.
     """
     in_4_bits = "" if section.quantization == "nf4" else "a recipe with model.quantization=nf4 (4 bits), "
-    if section.quantization == "int8":
+    if not section.can_be_sharded:
         sharding = ""
     ways_out = f"{in_4_bits}{sharding}a smaller model, or the CPU: CUDA_VISIBLE_DEVICES=''"
     return or_out_of_memory(f"{section.name} in {section.precision} does not fit into the GPU's memory; use {ways_out}")

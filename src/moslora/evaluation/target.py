@@ -175,7 +175,7 @@ def open_target(
     if trained is None:
         model = model.model_copy(update={"name": name, "trust_remote_code": trust_remote_code})
         return Target(model, Request.of(recipe), recipe, strategy=strategy or "ddp")
-    if strategy == "fsdp" and model.quantization == "int8":
+    if strategy == "fsdp" and not model.can_be_sharded:
         raise UsageError("--strategy fsdp: int8 layers lose their scales when they are sharded; use ddp")
     remark = "" if base else remark_on_unfinished(path, trained.path, doing="scoring")
     strategy = strategy or trained.recipe.training.strategy

@@ -105,8 +105,7 @@ def plan(
     if processes > 1:
         columns = {f"{name}, GB": parts for name, parts in needed.items()}
         remark = f"this is for training.strategy={strategy}"
-        may_be_sharded = recipe.model.quantization != "int8"
-        if strategy == "ddp" and may_be_sharded and needed["fsdp"].total <= room < needed["ddp"].total:
+        if strategy == "ddp" and recipe.model.can_be_sharded and needed["fsdp"].total <= room < needed["ddp"].total:
             remark += "; with training.strategy=fsdp it fits"
         remarks.append(remark)
     remarks.append(disk_line(run.model, training))

@@ -37,7 +37,7 @@ def conflicts(
 
 
 def _training(training: TrainingSection, model: ModelSection, data: DataSection) -> Conflicts:
-    if training.strategy == "fsdp" and model.quantization == "int8":
+    if training.strategy == "fsdp" and not model.can_be_sharded:
         keys = "training.strategy model.quantization"
         yield keys, "fsdp loses the scales of int8 layers; set quantization: nf4 or null, or strategy: ddp"
     if training.samples:

@@ -53,6 +53,11 @@ class ModelSection(Section):
             return f"{self.quantization}-{self.dtype}"
         return self.dtype
 
+    @property
+    def can_be_sharded(self) -> bool:
+        """Whether fsdp can shard the base: int8 layers would lose their scales."""
+        return self.quantization != "int8"
+
 
 class ReplaySection(Section):
     """Texts to train on beside each step's rows, with loss on every token, so that less is forgotten."""
