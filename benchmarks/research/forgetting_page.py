@@ -19,6 +19,7 @@ from markupsafe import Markup
 from benchmarks import DOCS
 from benchmarks.commands import command
 from benchmarks.research import forgetting
+from benchmarks.research.rates import draw_mean, share_legend
 from benchmarks.research.results import ScoredExperiment, load
 from benchmarks.svg import canvas_of, from_report, write_pictures
 from benchmarks.tables import markdown, publish
@@ -73,16 +74,10 @@ FORGOTTEN = MEASURES[3]
 
 
 def changes(found: ScoredExperiment, measure: Measure) -> dict[str, Floats]:
-    """Arm -> the change of a measure against the base, for each run.
-
-    Raises:
-        SystemExit: the base's answers are missing.
-    """
-    if found.base is None:
-        raise SystemExit("the base's answers are missing; moslora eval RUN --base of one run, and pack again")
-    base = found.base.restricted_to(measure.tasks)
+    """Arm -> the change of a measure against the base, for each run."""
+    base = found.known_base.restricted_to(measure.tasks)
     by_arm = {}
-    for arm, runs in found.asked_as_base(found.base).items():
+    for arm, runs in found.asked_as_base(found.known_base).items():
         evaluations = [run.evaluation.restricted_to(measure.tasks) for run in runs]
         by_arm[arm] = np.array([change(measure.outcome, evaluation, base) for evaluation in evaluations])
     return by_arm
@@ -120,15 +115,11 @@ def figure(canvas: Canvas, models: Mapping[str, ScoredExperiment]) -> Markup:
     """Gain over forgetting, a panel for each model: a mark for each arm, and a line through one adapter's strengths."""
     with canvas.figure(4.4 * len(models) + 0.6, 3.9, columns=len(models), rows=1) as (drawn, axes):
         panels = np.atleast_1d(axes).ravel()
-        handles: dict[str, Any] = {}
         for panel, (model, found) in zip(panels, models.items(), strict=True):
             _draw_model(panel, canvas, found)
             draw_base(panel, "")
             panel.set_title(model)
-            of_arms, names = panel.get_legend_handles_labels()
-            handles |= dict(zip(names, of_arms, strict=True))
-            panel.get_legend().remove()
-        drawn.legend(handles.values(), handles, loc="outside lower center", ncols=min(4, len(handles)))
+        share_legend(drawn, panels, most=4)
         drawn.set_layout_engine("constrained", w_pad=0.12)
     return canvas.keep("forgetting", drawn)
 
@@ -141,20 +132,7 @@ def _draw_model(axes: Any, canvas: Canvas, found: ScoredExperiment) -> None:
     curve += [(forgotten[arm].mean(), gained[arm].mean()) for arm in CURVE if arm in gained]
     axes.plot(*zip(*curve, strict=True), color=canvas.style(forgetting.LORA).color, linewidth=1.2, alpha=0.6)
     for arm in found.names:
-        style = canvas.style(arm)
-        root = max(1, len(gained[arm])) ** 0.5
-        axes.errorbar(
-            forgotten[arm].mean(),
-            gained[arm].mean(),
-            yerr=gained[arm].std(ddof=1) / root if len(gained[arm]) > 1 else 0,
-            xerr=forgotten[arm].std(ddof=1) / root if len(gained[arm]) > 1 else 0,
-            color=style.color,
-            marker=style.marker,
-            markersize=6.5,
-            linestyle="",
-            elinewidth=1,
-            label=arm,
-        )
+        draw_mean(axes, forgotten[arm], gained[arm], canvas.style(arm), markersize=6.5, label=arm)
 
 
 def pictures(models: Mapping[str, ScoredExperiment]) -> dict[str, str]:

@@ -8,7 +8,7 @@ the runs are packed: ``moslora eval FOLDER/runs/RUN --base``.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from benchmarks import DOCS
 from benchmarks.commands import command
@@ -73,20 +74,15 @@ class AtRate:
 
 
 def by_method(found: ScoredExperiment) -> dict[str, list[AtRate]]:
-    """Method -> what it gains and forgets, rate by rate.
-
-    Raises:
-        SystemExit: the base was asked nothing.
-    """
-    if found.base is None:
-        raise SystemExit("the base's answers are missing; moslora eval RUN --base of one run, and pack again")
+    """Method -> what it gains and forgets, rate by rate."""
+    base = found.known_base
     methods: dict[str, list[AtRate]] = {}
-    for arm, runs in found.asked_as_base(found.base).items():
+    for arm, runs in found.asked_as_base(base).items():
         one = AtRate(
             is_best=arm == method_of(arm),
             rate=found.row(arm).rate or 0.0,
-            gained=np.array([change(GAINED, run.evaluation, found.base) for run in runs]),
-            forgotten=np.array([change(FORGOTTEN, run.evaluation, found.base) for run in runs]),
+            gained=np.array([change(GAINED, run.evaluation, base) for run in runs]),
+            forgotten=np.array([change(FORGOTTEN, run.evaluation, base) for run in runs]),
             held_out=np.array([run.validation_loss for run in runs], dtype=float),
         )
         methods.setdefault(method_of(arm), []).append(one)
@@ -168,7 +164,6 @@ def figure(canvas: Canvas, models: Mapping[str, Mapping[str, Sequence[AtRate]]])
     """A row of panels for each model, and in it a line for each method, from its lowest to its highest rate at which
     anything is gained; the marks grow with the rate. Gain and held-out loss over what is forgotten."""
     with canvas.figure(8.4, 0.4 + 3.4 * len(models), columns=2, rows=len(models)) as (drawn, rows):
-        handles: dict[str, Any] = {}
         for (model, methods), (by_gain, by_loss) in zip(models.items(), rows, strict=True):
             for method, tried in methods.items():
                 rates = [one for one in tried if one.gained.mean() > 0]
@@ -180,12 +175,34 @@ def figure(canvas: Canvas, models: Mapping[str, Mapping[str, Sequence[AtRate]]])
             by_gain.set_title(f"{model}: gain over the base")
             by_loss.set(xlabel=by_gain.get_xlabel(), ylabel="nats per token", title="Held-out loss: lower is better")
             by_loss.locator_params(nbins=5)
-            of_methods, names = by_gain.get_legend_handles_labels()
-            handles |= dict(zip(names, of_methods, strict=True))
-            by_gain.get_legend().remove()
-        drawn.legend(handles.values(), handles, loc="outside lower center", ncols=len(handles))
+        share_legend(drawn, [by_gain for by_gain, _ in rows])
         drawn.set_layout_engine("constrained", w_pad=0.12)
     return canvas.keep("rates", drawn)
+
+
+def share_legend(figure: Figure, panels: Iterable[Any], *, most: int = 8) -> None:
+    """Put one legend of at most ``most`` columns below the panels, in place of a legend in each."""
+    handles: dict[str, Any] = {}
+    for panel in panels:
+        of_arms, names = panel.get_legend_handles_labels()
+        handles |= dict(zip(names, of_arms, strict=True))
+        panel.get_legend().remove()
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=min(most, len(handles)))
+
+
+def draw_mean(axes: Axes, x: Floats, y: Floats, style: Style, **marks: Any) -> None:
+    """Draw the mean over seeds with its standard errors; x and y have a number for each seed."""
+    axes.errorbar(
+        x.mean(),
+        y.mean(),
+        yerr=mean_of(y.tolist()).error or 0.0,
+        xerr=mean_of(x.tolist()).error or 0.0,
+        color=style.color,
+        marker=style.marker,
+        linestyle="",
+        elinewidth=1,
+        **marks,
+    )
 
 
 def _draw(axes: Axes, rates: Sequence[AtRate], values: Sequence[Floats], style: Style, *, label: str | None) -> None:
@@ -194,18 +211,13 @@ def _draw(axes: Axes, rates: Sequence[AtRate], values: Sequence[Floats], style: 
     y = [of_runs.mean() for of_runs in values]
     axes.plot(x, y, color=style.color, linewidth=1.2, alpha=0.6)
     for place, one in enumerate(rates):
-        errors = [mean_of(of_runs.tolist()).error or 0.0 for of_runs in (values[place], one.forgotten)]
-        axes.errorbar(
-            x[place],
-            y[place],
-            yerr=errors[0],
-            xerr=errors[1],
-            color=style.color,
-            marker=style.marker,
+        draw_mean(
+            axes,
+            one.forgotten,
+            values[place],
+            style,
             markersize=4.5 + 2 * place,
             markerfacecolor=style.color if one.is_best else "none",
-            linestyle="",
-            elinewidth=1,
             label=label if one.is_best else None,
         )
 

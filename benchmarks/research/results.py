@@ -84,6 +84,17 @@ class ScoredExperiment:
             found[outcome] = {one.after: (one, member) for one, member in zip(contrasts, members, strict=True)}
         return found
 
+    @property
+    def known_base(self) -> Evaluation:
+        """The base's answers.
+
+        Raises:
+            SystemExit: they are missing.
+        """
+        if self.base is None:
+            raise SystemExit("the base's answers are missing; moslora eval RUN --base of one run, and pack again")
+        return self.base
+
     def asked_as_base(self, base: Evaluation) -> dict[str, list[ComparedRun]]:
         """Arm -> its runs with their answers to the questions of the base."""
         asked = {task: answers.ids for task, answers in base.tasks.items()}

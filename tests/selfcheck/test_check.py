@@ -132,11 +132,15 @@ def test_all_pieces_can_be_disabled(capsys, disable):
     assert not any(f"\n{piece.name} " in out for piece in pieces.PIECES if piece.part in PIECES)
 
 
-def test_a_kernel_that_fails_is_off(monkeypatch, capsys):
+def attention_fails(monkeypatch, message):
     def fails(*_):
-        raise RuntimeError("CUDA error: no kernel image is available\nCUDA kernel errors …")
+        raise RuntimeError(message)
 
     monkeypatch.setattr(pieces, "attend", fails)
+
+
+def test_a_kernel_that_fails_is_off(monkeypatch, capsys):
+    attention_fails(monkeypatch, "CUDA error: no kernel image is available\nCUDA kernel errors …")
     only(monkeypatch, "norm", "attention")
     code, out, _ = run(capsys, "check")
     assert code == 1 and says(out, "off: attention in float32", "no kernel image", "MOSLORA_PLAIN=attention")
@@ -155,10 +159,7 @@ def test_a_width_that_is_refused_says_why(monkeypatch, capsys):
 
 
 def test_too_little_memory_is_no_fault_of_a_piece(monkeypatch, capsys):
-    def fails(*_):
-        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
-
-    monkeypatch.setattr(pieces, "attend", fails)
+    attention_fails(monkeypatch, "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
     only(monkeypatch, "norm", "attention")
     code, out, _ = run(capsys, "check")
     assert code == 0 and says(out, "not compared: attention in float32", "memory", "all 3 comparisons")
