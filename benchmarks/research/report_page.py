@@ -18,7 +18,7 @@ import numpy as np
 from moslora.evaluation.journal import Journal
 from moslora.recipe import load_recipe
 from moslora.report import write_report
-from moslora.runs.conditions import Conditions, LocalModel, TaskRecord
+from moslora.runs.conditions import Conditions, TaskRecord, Weights
 from moslora.runs.predictions import Prediction
 
 STEPS = 400
@@ -28,7 +28,7 @@ TEXTS = {"passages": 60}
 ARMS = {"lora": (0.6, 0.02), "moslora": (0.75, 0.05)}
 """Method -> what it adds to the right option's score, and to the nats per byte of other texts."""
 
-BASE = LocalModel("bfloat16", "cpu", batch_tokens=8192, block_size=64, base="smollm2-135m", fingerprint="0" * 16)
+BASE = Weights("bfloat16", "cpu", batch_tokens=8192, block_size=64, base="smollm2-135m", fingerprint="0" * 16)
 
 CONDITIONS = Conditions("choice", "label", 2048, dict.fromkeys((*QUESTIONS, *TEXTS), "0" * 64), BASE)
 

@@ -15,7 +15,7 @@ from moslora.evaluation.evaluate_target import evaluate_target
 from moslora.evaluation.target import open_target
 from moslora.prompts.instructions import llm_adapters_row
 from moslora.recipe import Recipe
-from moslora.runs.conditions import Conditions, Leaks, LocalModel, TaskRecord
+from moslora.runs.conditions import Conditions, Leaks, TaskRecord, Weights
 from moslora.runs.predictions import Prediction
 from moslora.runs.results import summarise
 from moslora.training import train_recipe
@@ -107,7 +107,7 @@ def test_leaks_are_known_by_the_run_alone(recipe, planted, world, tmp_path):
 
 
 def test_task_of_leaks_alone_leaves_no_average():
-    conditions = Conditions("generate", "label", None, {}, LocalModel("float32", "cpu", 1, 128))
+    conditions = Conditions("generate", "label", None, {}, Weights("float32", "cpu", 1, 128))
     ids = (("obqa", 0), ("obqa", 1), ("boolq", 0))
     predictions = [Prediction(f"{task}/test/{row}", task, gold=row, prediction=0, answer="x") for task, row in ids]
     leaks = Leaks("these", ("boolq/test/0", "obqa/test/0", "obqa/test/7"))

@@ -12,12 +12,10 @@ from moslora.compare.index import ArmCard, Card, ExperimentIndex
 from moslora.compare.tables import FinishedRun, write_tables
 from moslora.recipe import load_recipe
 from moslora.runs.answers import TaskAnswers
-from moslora.runs.conditions import Conditions, LocalModel
+from moslora.runs.conditions import Conditions, Weights
 from moslora.runs.evaluation import Evaluation
 
-ADAPTED = LocalModel(
-    "float32", "cpu", batch_tokens=2048, block_size=128, base="small", fingerprint="f00d", adapter="abc"
-)
+ADAPTED = Weights("float32", "cpu", batch_tokens=2048, block_size=128, base="small", fingerprint="f00d", adapter="abc")
 CONDITIONS = Conditions("cloze", "cloze", 512, {}, ADAPTED)
 SIZES = {"boolq": 60, "siqa": 40, "obqa": 50}
 TEXTS = "passages"  # which are none of the experiments' own questions

@@ -15,9 +15,9 @@ from moslora.runs.conditions import (
     AFFECTS_PREDICTIONS,
     Changes,
     Conditions,
+    Endpoint,
     EvaluationHeader,
-    LocalModel,
-    ServedModel,
+    Weights,
     differences,
     read_header,
 )
@@ -53,7 +53,7 @@ def test_settings_of_an_earlier_version_are_upgraded(name, tmp_path):
 
 def test_the_model_in_settings_of_an_earlier_version(tmp_path):
     old = earlier("choice", tmp_path)["settings"]
-    assert read_header(tmp_path).conditions.answered_by == LocalModel(
+    assert read_header(tmp_path).conditions.answered_by == Weights(
         "float32",
         "cpu",
         batch_tokens=2048,
@@ -65,11 +65,11 @@ def test_the_model_in_settings_of_an_earlier_version(tmp_path):
     earlier("cloze", tmp_path)
     assert read_header(tmp_path).conditions.answered_by.quantization == "nf4, its scales not quantised"
     earlier("server", tmp_path)
-    assert read_header(tmp_path).conditions.answered_by == ServedModel("http://localhost:8000", "small")
+    assert read_header(tmp_path).conditions.answered_by == Endpoint("http://localhost:8000", "small")
 
 
 def test_every_field_is_marked_with_what_it_changes():
-    for record in (Conditions, LocalModel, ServedModel):
+    for record in (Conditions, Weights, Endpoint):
         for field in fields(record):
             marks = [mark for mark in getattr(field.type, "__metadata__", ()) if isinstance(mark, Changes)]
             assert len(marks) == (field.name != "answered_by"), field.name
@@ -83,7 +83,7 @@ def test_every_field_is_marked_with_what_it_changes():
         ({"encoding": {"tokenizer": "b"}}, "encoding.tokenizer was a, is b"),
         ({"data": {"boolq": "c"}}, "data.boolq was b, is c"),
         ({"answered_by": replace(ADAPTED, adapter=None)}, "adapter was abc, is null"),
-        ({"answered_by": ServedModel("http://there", "")}, "server was null, is http://there"),
+        ({"answered_by": Endpoint("http://there", "")}, "server was null, is http://there"),
     ],
 )
 def test_an_evaluation_is_continued_only_under_equal_conditions(change, named, tmp_path):
@@ -97,6 +97,6 @@ def test_an_evaluation_is_continued_only_under_equal_conditions(change, named, t
 
 
 def test_conditions_are_read_back_as_they_were_written():
-    for conditions in (CONDITIONS, replace(CONDITIONS, answered_by=ServedModel("http://there", "small"))):
+    for conditions in (CONDITIONS, replace(CONDITIONS, answered_by=Endpoint("http://there", "small"))):
         header = EvaluationHeader(conditions, {})
         assert TypeAdapter(EvaluationHeader).validate_json(header.to_json()) == header

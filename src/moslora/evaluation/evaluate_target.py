@@ -35,7 +35,7 @@ from moslora.processes.group import process_group, take_gpu
 from moslora.prompts.protocols import PROTOCOLS
 from moslora.runs.adapter_folder import AdapterFolder
 from moslora.runs.bare_rows import remark_on_bare_rows
-from moslora.runs.conditions import AFFECTS_PREDICTIONS, Conditions, Leaks, LocalModel, ServedModel, without_double
+from moslora.runs.conditions import AFFECTS_PREDICTIONS, Conditions, Endpoint, Leaks, Weights, without_double
 from moslora.runs.manifest import WEIGHTS
 from moslora.runs.results import Results
 from moslora.runs.trackers import KINDS, record
@@ -58,7 +58,7 @@ class LocalSource:
         quantization: str | None = model.quantization
         if quantization == "nf4" and not model.double_quantization:
             quantization = without_double(quantization)
-        answered_by = LocalModel(
+        answered_by = Weights(
             dtype=model.dtype,
             device=device().type,
             batch_tokens=request.batch_tokens or batch_budget(device()),
@@ -76,7 +76,7 @@ class LocalSource:
         """Return the loaded model and the journal. The journal is opened last, so that a model that cannot be loaded
         leaves no folder."""
         liger.agree()
-        assert isinstance(prepared.conditions.answered_by, LocalModel)
+        assert isinstance(prepared.conditions.answered_by, Weights)
         batch_tokens = prepared.conditions.answered_by.batch_tokens
         return Local(load_model(self.target), tokenizer_of(self.target), batch_tokens), open_journal()
 
@@ -101,7 +101,7 @@ class ServerSource:
         """
         if PROTOCOLS[request.protocol].writes and request.beams > 1:
             raise UsageError(f"{request.beams} beams: servers write greedily; evaluate with --beams 1")
-        return conditions_of(request, questions, encoder, ServedModel(self.server.address, self.server.model), {})
+        return conditions_of(request, questions, encoder, Endpoint(self.server.address, self.server.model), {})
 
     def open(self, prepared: PreparedQuestions, open_journal: Callable[[], Journal]) -> tuple[Served, Journal]:
         """Return the server, with the form of prompts that it takes, and the journal."""

@@ -30,7 +30,7 @@ from moslora.processes.group import all_gather, group_size, rank_in_group
 from moslora.progress import Line
 from moslora.prompts.protocols import PROTOCOLS
 from moslora.runs.answers import order_key
-from moslora.runs.conditions import Conditions, Leaks, LocalModel, ServedModel, TaskRecord
+from moslora.runs.conditions import Conditions, Endpoint, Leaks, TaskRecord, Weights
 from moslora.runs.predictions import Prediction
 from moslora.runs.results import Results, summarise
 from moslora.tasks import Example
@@ -131,7 +131,7 @@ class PreparedQuestions:
                 raise UsageError(f"evaluation.skip: leaves none of the {len(rows)} questions of {name}")
             scorer = make_scorer(rows[0], encoder, request)
             size = len(rows)  # for a server, which makes its own batches
-            if isinstance(by, LocalModel):
+            if isinstance(by, Weights):
                 size = block_size(by.device, writes=scorer.protocol.writes)
             cut = blocks(rows, limit=request.limit, skip=skip, exact=by.is_exact, size=size)
             tasks.append(ScoredTask(name, rows, scorer, tuple(cut)))
@@ -258,7 +258,7 @@ class ModelWithQuestions:
         """Prepare questions for a model in memory; arguments and errors as in `evaluate`."""
         local = Local(model, tokenizer, request.batch_tokens or batch_budget(model.device))
         encoder = make_encoder(model.config, tokenizer, request)
-        answered_by = LocalModel(
+        answered_by = Weights(
             dtype=str(output_weight(model).dtype).removeprefix("torch."),
             device=model.device.type,
             batch_tokens=local.batch_tokens,
@@ -279,7 +279,7 @@ def conditions_of(
     request: Request,
     questions: Mapping[str, Sequence[Example]],
     encoder: Encoder,
-    answered_by: LocalModel | ServedModel,
+    answered_by: Weights | Endpoint,
     versions: Mapping[str, str],
 ) -> Conditions:
     """Return the conditions of an evaluation; ``versions`` has the version of each package that computes."""

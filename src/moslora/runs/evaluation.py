@@ -19,7 +19,7 @@ from moslora.files import refuse_used
 from moslora.process_rank import is_main_process
 from moslora.recipe import Recipe
 from moslora.runs.answers import TaskAnswers, by_task, order_key
-from moslora.runs.conditions import Conditions, EvaluationHeader, LocalModel, TaskRecord, read_header
+from moslora.runs.conditions import Conditions, EvaluationHeader, TaskRecord, Weights, read_header
 from moslora.runs.outcomes import with_outcomes
 from moslora.runs.predictions import Prediction
 from moslora.runs.run import EVALUATIONS, PREDICTIONS, RESULTS, SETTINGS, Run, base_of
@@ -80,10 +80,10 @@ class Evaluation:
         return self.conditions.data if self.conditions else {}
 
     @property
-    def weights(self) -> LocalModel | None:
+    def weights(self) -> Weights | None:
         """Local model that answered; ``None`` for a server or a log."""
         answered_by = self.conditions and self.conditions.answered_by
-        return answered_by if isinstance(answered_by, LocalModel) else None
+        return answered_by if isinstance(answered_by, Weights) else None
 
     @property
     def of_base(self) -> bool:

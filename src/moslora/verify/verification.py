@@ -23,7 +23,7 @@ from moslora.evaluation.server import MISREAD, open_server
 from moslora.evaluation.target import Target, open_target
 from moslora.files import locked, write_text
 from moslora.prompts.protocols import readers
-from moslora.runs.conditions import Changes, LocalModel, differences, read_header
+from moslora.runs.conditions import Changes, Weights, differences, read_header
 from moslora.runs.evaluation import Evaluation, is_finished, questions_in_common, read_evaluation, refuse_other_scores
 from moslora.runs.origin import read_origin
 from moslora.runs.predictions import Prediction
@@ -119,7 +119,7 @@ def open_as_evaluated(path: Path, evaluation: str | None, *, trust_remote_code: 
         folder = run.evaluation_folder(evaluation)
         conditions = read_header(folder).conditions
         model = target.model
-        if isinstance(conditions.answered_by, LocalModel):
+        if isinstance(conditions.answered_by, Weights):
             model = model.model_copy(update={"dtype": conditions.answered_by.dtype})
         settings = {name: getattr(conditions, name) for name in ("protocol", "format", "max_length", "source")}
         settings |= {"beams": conditions.beams or 1, "limit": None}
