@@ -13,7 +13,7 @@ computes the formula in groups of similar rows, which for rows of 100 tokens is 
 attention.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,15 +27,27 @@ from moslora.kernels.plain import disabled_kernels
 from moslora.kernels.rows import Rows, send
 from moslora.processes.devices import has_flash_attention
 
-if TYPE_CHECKING:
-    from moslora.kernels.cache import CachedPass
-
 ROWS = "moslora-rows"
 
 GROUPED = "in groups of rows"
 UNPADDED = "torch, flash, unpadded"
 PADDED = "torch, fused, padded"
 PLAIN = "the plain formula"
+
+
+class RowsWithPast(Protocol):
+    """Rows whose tokens also attend to tokens of earlier passes, such as `moslora.kernels.cache.CachedPass`."""
+
+    device: torch.device
+
+    @property
+    def positions(self) -> Tensor:
+        """Position of each token in its text, int64 of shape ``(1, T)``."""
+
+    def attend(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None
+    ) -> Tensor:
+        """Attention in ``module``, ``(heads, T, size)``; keys and values have their own heads, ``(T, heads, size)``."""
 
 
 def use_rows(model: PreTrainedModel) -> None:
@@ -53,7 +65,7 @@ def use_rows(model: PreTrainedModel) -> None:
     model.set_attn_implementation(ROWS)
 
 
-def as_rows(rows: "Rows | CachedPass") -> dict[str, Any]:
+def as_rows(rows: Rows | RowsWithPast) -> dict[str, Any]:
     """Keywords of a decoder's forward pass over ``rows``. The empty mask keeps transformers from building a mask."""
     return {"position_ids": rows.positions, "attention_mask": torch.empty(1, 1, 0, 0), "rows": rows}
 
@@ -77,7 +89,7 @@ def attend_in_rows(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    rows: "Rows | CachedPass | None" = None,
+    rows: Rows | RowsWithPast | None = None,
     scaling: float,
     sliding_window: int | None = None,
     **others: Any,

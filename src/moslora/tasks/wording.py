@@ -4,14 +4,30 @@ Texts are used unchanged, with double and trailing spaces. Tests compare whole f
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Protocol
 
 from .matching import Match
 
-if TYPE_CHECKING:
-    from .task import Example
+
+class ExampleTexts(Protocol):
+    """Texts of a `moslora.tasks.Example` that a wording reads."""
+
+    @property
+    def question(self) -> str: ...
+
+    @property
+    def choices(self) -> tuple[str, ...]: ...
+
+    @property
+    def context(self) -> str | None: ...
+
+    @property
+    def meta(self) -> Mapping[str, str]: ...
+
+    @property
+    def response(self) -> str: ...
 
 
 ContextAndQuestion = tuple[str | None, str]
@@ -53,11 +69,11 @@ class Wording:
         """Labels of ``count`` options."""
         return ()
 
-    def responses(self, example: "Example") -> list[tuple[str, str]]:
+    def responses(self, example: ExampleTexts) -> list[tuple[str, str]]:
         """Label of each option with LLM-Adapters' ``output`` for it; the response alone for an open-ended question."""
         return [(label, RESPONSE_LEAD + label) for label in self.labels(len(example.choices))]
 
-    def full_question(self, example: "Example") -> str:
+    def full_question(self, example: ExampleTexts) -> str:
         """Question, after its context if the task joins them (of the eight sets, SIQA and HellaSwag)."""
         if example.context is None:
             return example.question
@@ -74,7 +90,7 @@ class Wording:
         """Context and question of a text that a user typed; a `ValueError` says what is wrong with it."""
         return None, text
 
-    def cloze_prompt(self, example: "Example") -> str:
+    def cloze_prompt(self, example: ExampleTexts) -> str:
         """Return the template ``cloze`` filled with the example's texts; without a context, ``{context}`` goes."""
         template = self.cloze
         if not example.context:
@@ -86,7 +102,7 @@ class Wording:
         parts = re.split(r"(\{context\}|\{question\})", template)
         return "".join(texts.get(part, part) for part in parts)
 
-    def cloze_texts(self, example: "Example") -> list[Option]:
+    def cloze_texts(self, example: ExampleTexts) -> list[Option]:
         """Prompt and answer of every option."""
         return continued(self.cloze_prompt(example), example.choices)
 
@@ -152,7 +168,7 @@ class Blank(Numbered):
             raise ValueError("the sentence must contain one _, where the options go")
         return None, text
 
-    def cloze_texts(self, example: "Example") -> list[Option]:
+    def cloze_texts(self, example: ExampleTexts) -> list[Option]:
         """Options for partial scoring: the option is in the prompt, and the rest of the sentence is scored.
 
         The divisor is the prompt's length, as in lm-eval's acc_norm, whose choice string is the prompt.
@@ -176,7 +192,7 @@ class Ending(Numbered):
             raise ValueError("must begin with an activity and a colon, as in 'Baking: She takes'")
         return parts
 
-    def cloze_texts(self, example: "Example") -> list[Option]:
+    def cloze_texts(self, example: ExampleTexts) -> list[Option]:
         """Prompt and answer of every option, without WikiHow's tags, which only the hub's text has."""
         if "ctx_a" not in example.meta:
             return super().cloze_texts(example)
@@ -217,7 +233,7 @@ class TrueFalse(Wording):
             return None
         return text.removeprefix(self.head).removesuffix(self.ending), self.labels(2)
 
-    def cloze_texts(self, example: "Example") -> list[Option]:
+    def cloze_texts(self, example: ExampleTexts) -> list[Option]:
         return continued(self.cloze_prompt(example), ("yes", "no"))  # lm-eval's order is no, yes; ours is true, false
 
 
@@ -237,10 +253,10 @@ class OpenEnded(Wording):
     def render(self, question: str, choices: tuple[str, ...]) -> str:
         return self.head + question
 
-    def responses(self, example: "Example") -> list[tuple[str, str]]:
+    def responses(self, example: ExampleTexts) -> list[tuple[str, str]]:
         return [(example.response, example.response)]
 
-    def cloze_texts(self, example: "Example") -> list[Option]:
+    def cloze_texts(self, example: ExampleTexts) -> list[Option]:
         """Prompt and response, the only text that is trained on."""
         return continued(self.cloze_prompt(example), [example.response])
 
@@ -254,7 +270,7 @@ class OpenEnded(Wording):
 class Bare(Wording):
     """An unchanged instruction, whose options are whole responses."""
 
-    def responses(self, example: "Example") -> list[tuple[str, str]]:
+    def responses(self, example: ExampleTexts) -> list[tuple[str, str]]:
         return [(choice.removeprefix(RESPONSE_LEAD), choice) for choice in example.choices]
 
 
