@@ -55,15 +55,15 @@ def some(items: Iterable[object], *, separator: str = ", ", most: int = 3) -> st
 
 
 def capped(faults: Iterable[str]) -> str:
-    """Write a line for each fault, up to :data:`SHOWN_FAULTS`, and say how many more there are."""
+    """Return a line for each fault, up to :data:`SHOWN_FAULTS`, and how many more there are."""
     return some(faults, separator="\n", most=SHOWN_FAULTS)
 
 
 def by_row(faults: Mapping[str, Sequence[str]]) -> str:
-    """Write a line for each fault of rows.
+    """Return a line for each fault, with its first row and the number of its other rows.
 
     Args:
-        faults: what is wrong -> the places of the rows, of which the line names the first.
+        faults: what is wrong -> the places of its rows, such as ``rows.jsonl: line 3``.
     """
     lines = []
     for what, (first, *others) in faults.items():

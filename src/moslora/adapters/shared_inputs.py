@@ -78,10 +78,11 @@ class SharedInputLayers:
 
     @contextmanager
     def folded(self, dtype: torch.dtype) -> Iterator[None]:
-        """Fold the factors for inputs in ``dtype``: the first part on entry, later parts before a layer needs them.
+        """Within the block, let layers with a common input use factors that were folded together once, in ``dtype``.
 
-        Except for dropout, the results equal those of each layer by itself. Within the block the weights must not
-        change, and at most one backward pass may run.
+        The first part of the layers is folded on entry, each later part when a layer of it is first called. Except for
+        dropout, the results equal those of each layer by itself. Within the block the weights must not change, and at
+        most one backward pass may run.
         """
         try:
             if "adapters" not in disabled_kernels():

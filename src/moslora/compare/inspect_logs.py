@@ -62,7 +62,7 @@ def read_rows(file: Path) -> Iterator[dict[str, Any]]:
             "metadata": sample.metadata,
         }
     if missing > 0:
-        note(f"{file}: {counted(missing, 'sample')} without a score left out; status: {log.status}")
+        note(f"{file}: left out {counted(missing, 'sample')} without a score; the log's status: {log.status}")
 
 
 def _read(file: Path, *, header_only: bool = False) -> Any:

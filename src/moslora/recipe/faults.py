@@ -39,7 +39,7 @@ SECRETS = ("hf_hub_token", "hub_token", "token")
 
 
 def fault_lines(error: ValidationError, layers: Sequence[Layer], *, main: str, complete: bool) -> Iterator[str]:
-    """Write a line for each fault in pydantic's error of the merged layers.
+    """Yield a line for each fault in pydantic's error of the merged layers.
 
     Args:
         error: of the fields, or, if every field is valid, of the rules between fields.

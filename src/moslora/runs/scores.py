@@ -88,7 +88,12 @@ class TextScore:
 
 
 def score_task(answers: TaskAnswers, *, drift: float | None) -> Score:
-    """Compute the numbers of one task from its answers (at least one) and its drift."""
+    """Compute the numbers of one task.
+
+    Args:
+        answers: at least one question's.
+        drift: largest change of a margin that batching causes (`Score.drift`); ``None`` if it was not measured.
+    """
     n = len(answers.ids)
     plain = mean_of(right_undivided(answers), answers.clusters)
     numbers: dict[str, Any] = {}
