@@ -104,7 +104,8 @@ def _train(run: Run, size: SizeName | None) -> None:
     if run.exists:
         recipe = run.recipe_to_resume()
         if recipe.name != load_recipe(RECIPE).name:
-            raise UsageError(f"{run.path}: already has a run of another recipe, {recipe.name}; choose another folder with --out")
+            other = f"already has a run of another recipe, {recipe.name}"
+            raise UsageError(f"{run.path}: {other}; choose another folder with --out")
         say(f"continuing {run.path} at its own size (remove that folder to start again)")
         words = [str(run.path), "--resume"]
     else:

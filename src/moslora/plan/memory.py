@@ -138,7 +138,7 @@ def largest_budget(work: Work, *, room: int, need: Callable[[Work], Memory]) -> 
 
 
 def _base(model: PreTrainedModel, section: ModelSection) -> tuple[list[int], int, int]:
-    """Return bytes of the base: of each decoder layer, of what is not sharded, of its largest quantised weight unpacked.
+    """Return bytes of the base: of each decoder layer, of what is not sharded, of its largest weight once unpacked.
 
     Weights outside of the layers are not sharded, nor are quantisation's constants, as they are no parameters. A
     product unpacks the whole of a quantised weight first. In a quantised base all linear layers but the output layer
