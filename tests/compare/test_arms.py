@@ -95,7 +95,7 @@ def test_missing_and_ambiguous_evaluations_are_refused(runs):
         with pytest.raises(UsageError, match=in_order(*named)):
             load_arms([runs / path for path in paths], evaluation=evaluation)
 
-    refuse(["none"], "none", "no evaluated run here")
+    refuse(["none"], "none", "no evaluated run", "moslora eval")
     refuse(["lora-1", "lora-1/../lora-1"], "lora-1", "twice")
     rewritten(Path(shutil.copytree(runs / "lora-2", runs / "third")), "seed=3")
     refuse(["lora-1", "lora-2", "third"], "one arm")

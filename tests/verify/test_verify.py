@@ -184,7 +184,9 @@ def test_without_the_base_nothing_is_the_run(base, served, capsys, tmp_path, mon
             (target / "origin.json").unlink()
     with serving(served.pretended()) as address:
         code, out, _ = run(capsys, "verify", target, "--server", address)
-    assert code == 1 and says(out, "its base was not asked", "nothing speaks against this run", "may be as close"), out
+    assert code == 1 and says(
+        out, "the base could not be scored", "nothing speaks against this run", "may be as close"
+    ), out
     assert verified(capsys, target, served.pretended(served.model(base=True))) == "not the run"
 
 

@@ -59,7 +59,7 @@ def find_runs(paths: Sequence[Path], *, evaluation: str | None = None, cluster: 
             if not runs_of_path and log_files(path):
                 return read_logs(paths, cluster=cluster)
         if not runs_of_path:
-            raise UsageError(f"{path}: no evaluated run here")
+            raise UsageError(f"{path}: contains no evaluated run; evaluate one: moslora eval RUN")
         runs += runs_of_path
     if cluster is not None:
         raise UsageError(

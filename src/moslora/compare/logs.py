@@ -103,8 +103,8 @@ def read_logs(paths: Sequence[Path], *, cluster: str | None = None) -> list[Comp
         runs.append(ComparedRun(Evaluation(place, None, tasks), place, arm=SEED.sub("", label), seed=seed))
     if cluster is not None and not are_grouped:
         raise UsageError(
-            f"--cluster {cluster}: groups no questions of these logs; must be a column, or a path such as doc.passage,"
-            " with a text that some questions of a task share"
+            f"--cluster {cluster}: no two questions of these logs have the same value; must be a column, or a path"
+            " such as doc.passage, with a text that some questions of a task share"
         )
     _refuse_other_ranges(runs)
     common = set.intersection(*(set(run.arm.split("/")) for run in runs))

@@ -143,7 +143,7 @@ def _as_lora(folder: AdapterFolder, *, dropout: float, task: str | None) -> tupl
     lost = [name for name in pairs if name.rpartition(".")[2] in OF_EXPERTS]
     if lost and model.config.model_type in LOST_BY_PEFT:
         note(
-            f"exported, but PEFT will load none of it: it takes the adapters of {some(lost)} for those of experts; use"
+            f"exported, but PEFT will load nothing of it: it expects experts under the names {some(lost)}; use"
             " moslora merge"
         )
     tensors: dict[str, Tensor] = {}

@@ -108,7 +108,7 @@ class ServerSource:
         journal = open_journal()
         if journal.predictions and journal.folder:
             earlier = counted(len(journal.predictions), "question")
-            note(f"{earlier} answered in an earlier call: remove {journal.folder} if something else is served since")
+            note(f"{earlier} answered in an earlier call; if the server has changed since, remove {journal.folder}")
         served = open_served(self.server, prepared.encoder, prepared.missing(journal), at_once=self.at_once)
         return served, journal
 
@@ -211,8 +211,8 @@ def questions_of(
     trained = target.adapter.trained_tasks() if target.adapter else None
     others = [task.name for task in chosen if trained and not task.is_text and task.name not in trained]
     if trained and others:  # for texts the gate is the mean over all tasks
-        unknown = f"the gate was never trained on {', '.join(others)} (only on {', '.join(trained)})"
-        note(f"{unknown}: those scores use a random embedding")
+        only = f"its gate was trained on {', '.join(trained)} only"
+        note(f"{only}; for {', '.join(others)} it is random, and scores there mean nothing")
     questions = {task.name: load_examples(task, "test", source=source) for task in chosen}
     limited = []
     for task, rows in questions.items():

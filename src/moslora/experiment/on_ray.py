@@ -59,7 +59,9 @@ def _cluster() -> Iterator[Any]:
     try:
         ray.init(include_dashboard=False, logging_level=logging.WARNING)
     except (OSError, RuntimeError, ValueError) as error:
-        raise MosloraError(f"--on ray: {first_line(error)}; see RAY_ADDRESS") from None
+        raise MosloraError(
+            f"--on ray: {first_line(error)}; set RAY_ADDRESS to a running cluster, or unset it"
+        ) from None
     signal.signal(signal.SIGTERM, terminate)  # Ray's own would end this process before the runs have saved
     try:
         yield ray

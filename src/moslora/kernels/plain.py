@@ -25,5 +25,5 @@ def disabled_kernels() -> frozenset[str]:
     named = {name.strip() for name in os.environ.get(VARIABLE, "").split(",")} - {""}
     for name in sorted(named - {*PIECES}):
         fix = did_you_mean(near_words(name.lower(), PIECES), otherwise=f"must be some of {','.join(PIECES)}")
-        raise UsageError(f"{VARIABLE}: unknown piece {name!r}; {fix}")
+        raise UsageError(f"{VARIABLE}: unknown kernel {name!r}; {fix}")
     return frozenset(named)

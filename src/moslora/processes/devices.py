@@ -54,7 +54,7 @@ def say_device(kind: str) -> None:
     if kind != "cpu":
         say(f"device: {device_name(device())}")
         if torch.version.hip:
-            note("this is an AMD GPU (ROCm), on which nothing was tried; attention pads its rows there")
+            note("this is an AMD GPU (ROCm), on which moslora was never run; attention pads its rows there")
         return
     say(f"device: CPU, {device_name(torch.device('cpu'))}")
     remark = unused_gpu()

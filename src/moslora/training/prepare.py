@@ -112,8 +112,8 @@ def _refuse_dependent_rows(config: PretrainedConfig, max_length: int) -> None:
     length = independent_length(config)
     if length is not None and max_length > length:
         raise UsageError(
-            f"data.max_length = {max_length}: beyond {length:,} tokens the model's RoPE computes a row by the longest"
-            f" row of its pass; set at most {length}"
+            f"data.max_length = {max_length}: beyond {length:,} tokens this model's RoPE makes a row's result depend"
+            f" on the longest row beside it; set at most {length}"
         )
 
 
@@ -140,7 +140,7 @@ def adapt(model: PreTrainedModel, recipe: Recipe, *, start: AdapterFolder | Cont
         raise UsageError("adapter.target_modules: matches the output layer, which cannot be adapted; remove it")
     if any(p.requires_grad and p.dtype.itemsize < 4 for p in model.parameters()):
         raise UsageError(
-            "adapter: its weights are learned in 16 bits, where small updates are lost; set model.dtype: float32"
+            "adapter: its weights are trained in 16 bits, in which small updates are lost; set model.dtype: float32"
         )
     return model
 

@@ -85,8 +85,8 @@ def validation_questions(
         chosen = _first_within(everything, candidates, budget)
         if training.is_selected_by_accuracy and not chosen:
             raise UsageError(
-                f"training.validation_questions: {SHARE_OF_TRAINING:.0%} of this short run is less than a question, and"
-                f" best_by: accuracy needs some; set it, up to {len(candidates)}"
+                f"training.best_by: accuracy needs questions, and {SHARE_OF_TRAINING:.0%} of this short run's time is"
+                f" too little for one; set training.validation_questions, up to {len(candidates)}"
             )
     except MosloraError as fault:
         if training.validation_questions is not None or training.is_selected_by_accuracy:

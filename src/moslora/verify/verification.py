@@ -91,7 +91,7 @@ def verify(
             _score(_base_of(target), list(answers.tasks), limit=most, out=base_of(folder))
             run = with_base(answers)
         except MosloraError as fault:
-            note(f"its base was not asked, so that no server is called the run: {first_line(fault)}")
+            note(f"the base could not be scored, so the verdict cannot be yes: {first_line(fault)}")
     prepared = prepare_questions(target, answers, ServerSource(server, at_once))
     home = target.run.path if target.run else folder.parent
     out = out or home / "verify" / f"{name_of(server)}-{folder.name}"
