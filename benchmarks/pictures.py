@@ -11,13 +11,14 @@ from collections.abc import Callable
 
 from benchmarks import DOCS
 from benchmarks.commands import command
-from benchmarks.research import ablation, argument, proof, rates, report_page, results
+from benchmarks.research import ablation, argument, forgetting_page, proof, rates, report_page, results
 from benchmarks.speed import growth
 from benchmarks.svg import write_pictures
 
 SOURCES: dict[str, Callable[[], dict[str, str]]] = {
     "ablation": ablation.pictures,
     "argument": argument.pictures,
+    "forgetting": lambda: forgetting_page.pictures(forgetting_page.load_models()),
     "proof": lambda: proof.pictures(proof.measure()),  # trajectories that are computed in a minute
     "report": report_page.pictures,
     "rates": lambda: rates.pictures(rates.load_models()),

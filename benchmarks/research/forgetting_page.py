@@ -139,7 +139,7 @@ def pictures(models: Mapping[str, ScoredExperiment]) -> dict[str, str]:
     """Path in docs/ -> SVG."""
     names = dict.fromkeys(name for found in models.values() for name in found.names)
     with canvas_of(names) as canvas:
-        return {"results/forgetting.svg": from_report(figure(canvas, models))}
+        return {"forgetting.svg": from_report(figure(canvas, models))}
 
 
 def planned_table(folder: Path) -> str:
@@ -147,11 +147,16 @@ def planned_table(folder: Path) -> str:
     return markdown(forgetting.table(load_arms([folder]), forgetting.challengers_of(folder)))
 
 
+def load_models(folder: Path = FOLDER) -> dict[str, ScoredExperiment]:
+    """Model -> its experiment, of those with tables in ``folder``."""
+    return {model: load(folder / name) for model, name in MODELS.items() if (folder / name).is_dir()}
+
+
 def main(folder: Path = FOLDER, *, print_only: bool = False) -> None:
-    packed = {model: name for model, name in MODELS.items() if (folder / name).is_dir()}
-    models = {model: load(folder / name) for model, name in packed.items()}
-    for model, name in packed.items():
-        publish(knobs_table(models[model]), PAGE, f"knobs of {name}", print_only=print_only)
+    models = load_models(folder)
+    for model, found in models.items():
+        name = MODELS[model]
+        publish(knobs_table(found), PAGE, f"knobs of {name}", print_only=print_only)
         publish(planned_table(folder / name), PAGE, f"tests of {name}", print_only=print_only)
     if not print_only:
         write_pictures(pictures(models))
