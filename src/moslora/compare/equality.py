@@ -102,7 +102,7 @@ def _end(contrast: Contrast, share: float, *, sign: int) -> float:
 
 
 def _side(contrast: Contrast, share: float, *, sign: int) -> DifferenceDistribution:
-    """Return the distribution of ``share`` · G + ``sign`` · D."""
+    """Return the distribution of ``share`` · G + ``sign`` · D: G is the first arm's gain, D the difference."""
     outcome = contrast.outcome
     # Training should lower such an outcome, but keep that of texts, whose rise is what an arm forgot.
     gain = -share if outcome.direction < 0 and not outcome.of_texts else share

@@ -228,7 +228,7 @@ def _variance_of_mean(values: Floats, codes: Codes, *, pseudo: float = 0.0) -> f
 
 
 def _weighted(tasks: Sequence[_Components], weights: Floats, *, most: float) -> Effect:
-    """Return the effect of D_w, which is at most ``most``, from the components and weights of the tasks."""
+    """Return the effect averaged over the tasks by ``weights``, whose size is at most ``most``."""
     by_seed = weights @ np.array([task.by_seed for task in tasks])  # D of each seed
     interaction = float(weights**2 @ np.array([task.interaction for task in tasks]))
     weighted = []

@@ -334,7 +334,8 @@ class Served:
         """Return a prompt in the form in which it is sent.
 
         Raises:
-            Refused: the prompt has no BOS that could be left out, or no text has its tokens, because its start was cut.
+            Refused: the server adds a BOS and the prompt begins without one; or the prompt must be sent as text, and no
+                text has its tokens, because its start was cut.
         """
         tokenizer = self.encoder.tokenizer
         if self.without_bos and ids[0] != tokenizer.bos_token_id:

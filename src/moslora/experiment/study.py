@@ -80,7 +80,7 @@ class Study:
 
     @on_interrupt("stopped: the work so far is saved, and the same command continues from there")
     def run(self) -> bool:
-        """Do the missing runs. Return whether all are done, as an arm may wait for a learning rate beyond those tried.
+        """Do the missing runs, and return whether all are done; an arm may need a learning rate beyond those tried.
 
         Raises:
             Interrupted: Ctrl-C or SIGTERM, after the run in progress was saved.

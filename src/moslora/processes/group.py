@@ -91,7 +91,7 @@ _CAUSES = {
 
 
 class Lost(MosloraError):
-    """End of another process, which reports it itself or through its launcher."""
+    """Another process has ended. It, or what launched it, reports why; this process reports nothing."""
 
 
 class Shared(UsageError):

@@ -22,7 +22,7 @@ from moslora.tasks.clusters import Clusters, known_clusters
 
 
 class Changes(Enum):
-    """What another value of a field changes."""
+    """Aspect of an evaluation that a field of its conditions determines."""
 
     ASKED = "how questions are asked"
     QUESTIONS = "which questions are asked"

@@ -108,7 +108,10 @@ def _plain(value: Any) -> dict[str, Any]:
 
 
 def results_of(evaluation: Evaluation) -> Results:
-    """Compute all numbers of an evaluation, in the order of its records. Tasks with outcomes alone have none."""
+    """Compute all numbers of an evaluation, by task in the order of its records.
+
+    A task without single predictions, as in the tables of an experiment, has no numbers.
+    """
     scores: dict[str, Score] = {}
     texts: dict[str, TextScore] = {}
     for task, record in evaluation.records.items():

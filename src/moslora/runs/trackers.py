@@ -25,7 +25,7 @@ Records = Sequence[tuple[Any, int]]
 
 
 class TrackerKind(NamedTuple):
-    """Functions with which a kind of tracker continues a record."""
+    """Functions that open and continue a run's record in a kind of experiment tracker, such as wandb."""
 
     tracker: Callable[
         [Recipe, Run, str | None, int | None], Any

@@ -172,7 +172,7 @@ class Curve:
 
 
 def _recommended(mean_losses: Floats) -> NDArray[np.intp]:
-    """Places of the recommended strengths, shape ``(…,)``, the base's if no loss falls.
+    """Indices in :data:`STRENGTHS` of the recommended strengths, shape ``(…,)``; the base's if no loss falls.
 
     ``mean_losses`` has shape ``(…, len(STRENGTHS))``.
     """
