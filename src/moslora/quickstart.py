@@ -106,7 +106,7 @@ def _train(run: Run, size: SizeName | None) -> None:
         if recipe.name != load_recipe(RECIPE).name:
             other = f"already has a run of another recipe, {recipe.name}"
             raise UsageError(f"{run.path}: {other}; choose another folder with --out")
-        say(f"continuing {run.path} at its own size (remove that folder to start again)")
+        say(f"continuing {run.path} at the --size that it was started with (remove that folder to start again)")
         words = [str(run.path), "--resume"]
     else:
         refuse_used(run.path)

@@ -141,7 +141,7 @@ def test_verify_scores_peft_folder_first(command, theirs):
         with serving(Pretended(load_model(target), tokenizer_of(target))) as address:
             code, out, errors = command("verify", theirs, "--server", address, *ways)
         assert json.loads(out)["verdict"] == verdict and code == (verdict != "run"), errors
-        scored.append(errors.count("first scoring"))
+        scored.append(errors.count("before verifying"))
     assert scored == [2, 0]
 
 

@@ -89,7 +89,7 @@ def test_a_token_gate_cannot_be_folded(recipe, tmp_path, mixer):
         with pytest.raises(UsageError) as caught:
             write(run / "adapter", out=tmp_path / "out")
         (line,) = str(caught.value).splitlines()
-        assert line.startswith(f"{run / 'adapter'}: ") and f"M of a {mixer} depends on the token" in line
+        assert line.startswith(f"{run / 'adapter'}: ") and f"its mixer, {mixer}, depends on the token" in line
         assert not (tmp_path / "out").exists()
 
 

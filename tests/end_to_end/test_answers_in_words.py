@@ -92,7 +92,7 @@ def test_ask_prints_the_text(here, capsys):
     )
     assert code == 0 and "asked as boolq" in said
     code, _, error = run(capsys, "ask", "run", "--question", "rain fell", "--option=yes", "--option=no")
-    assert code == 2 and "task first: is answered in words; omit the options" in error and error.count("\n") == 1
+    assert code == 2 and "task first: is answered in words; omit every --option" in error and error.count("\n") == 1
 
 
 def test_leaks_are_questions_with_their_answer(here):

@@ -41,7 +41,7 @@ def test_server_is_evaluated_as_the_run(served, capsys):
         code, out, _ = run(capsys, "eval", served.path, "--server", address)
         assert code == 0 and says(out, "60 questions answered in an earlier call"), out
         code, _, errors = run(capsys, "eval", served.path, "--server", address, "--out", own.with_name("mine"))
-        assert code == 2 and says(errors, "stands for other weights", "-at-127.0.0.1"), errors
+        assert code == 2 and says(errors, "for the scores of other weights", "-at-127.0.0.1"), errors
     assert not any(body.get("echo") for body in pretended.asked), "what was answered is not asked again"
     assert (
         evaluation(served).name.startswith(f"{own.name}-at-127.0.0.1-") and Run(served.path).evaluation_folder() == own

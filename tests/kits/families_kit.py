@@ -153,7 +153,7 @@ def load_adapted(folder: Path) -> PreTrainedModel:
         try:
             choose_engine(model)
         except UsageError as refused:
-            found = re.search(r"does more than call its ([^;]+), or no text", str(refused))
+            found = re.search(r"reads the weights of (.+) itself, or never calls", str(refused))
             if found is None:
                 raise
             others = {*found[1].split(", ")}

@@ -125,12 +125,12 @@ def test_missing_answers_are_scored_first(asked, served, capsys):
     shutil.rmtree(base_of(own) if asked == "the run" else own.parent)
     with serving(served.pretended(served.model(base=True))) as address:
         code, out, errors = run(capsys, "verify", served.path, "--server", address)
-        assert code == 1 and says(out, "first scoring", base_of(own), "computes its base"), out + errors
-        assert out.count("first scoring") == (1 if asked == "the run" else 2)
+        assert code == 1 and says(out, "before verifying", base_of(own), "computes its base"), out + errors
+        assert out.count("before verifying") == (1 if asked == "the run" else 2)
     assert [sorted_answers(folder) for folder in (own, base_of(own))] == before
     with serving(served.pretended()) as address:
         code, out, errors = run(capsys, "verify", served.path, "--server", address)
-    assert code == 0 and "first scoring" not in out and "computes this run" in out, out + errors
+    assert code == 0 and "before verifying" not in out and "computes this run" in out, out + errors
 
 
 @pytest.mark.parametrize(

@@ -268,8 +268,8 @@ def _refuse_unfit(layers: Mapping[str, AdapterLinear], learned: Iterable[str], m
             unfit.add(name)
     if unfit:
         raise UsageError(
-            f"adapter.target_modules: {model} does more than call its {', '.join(sorted(unfit))}, or no text passes"
-            f" them, so these cannot be adapted; list the others: [{', '.join(sorted(names - unfit))}]"
+            f"adapter.target_modules: {model} reads the weights of {', '.join(sorted(unfit))} itself, or never calls"
+            f" these layers, so they cannot be adapted; list the others: [{', '.join(sorted(names - unfit))}]"
         )
 
 

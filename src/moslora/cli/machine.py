@@ -52,7 +52,7 @@ def check(
         if step:
             print_table(step)
         say_device(device().type)
-        say("comparing, which takes one or two minutes ...")
+        say("comparing the kernels with plain formulas, which takes one or two minutes ...")
         findings = list(check_device(model))
     off = [finding for finding in findings if not finding.passed]
     count = sum(finding.fits for finding in findings)

@@ -101,7 +101,7 @@ class Comparison:
             UsageError: it is known which values of the outcome are better.
         """
         if self.outcome.direction:
-            raise UsageError(f"--better: which {self.outcome.name} is better is known; leave it out")
+            raise UsageError(f"--better: moslora knows which direction of {self.outcome.name} is better; leave it out")
         outcome = replace(self.outcome, direction=direction)
         named, exploratory = (
             tuple(replace(contrast, outcome=outcome) for contrast in contrasts)

@@ -130,8 +130,8 @@ def contrast_of(
     seeds = min(len(runs_before), len(runs_after))
     if seeds < (2 if outcome.of_runs or not paired else 1):
         raise UsageError(
-            f"{before.name} and {after.name}: too few seeds in common to compare {outcome.name}; train several, or"
-            f" if their seeds are independent, --allow {SEEDS} compares two runs or more of each"
+            f"{before.name} and {after.name}: too few seeds in common to compare {outcome.name}; train both with"
+            f" more seeds in common, or compare two or more runs of each arm unpaired, with --allow {SEEDS}"
         )
     majority = {}
     is_accuracy = outcome.binary and outcome.direction > 0

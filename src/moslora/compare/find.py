@@ -52,7 +52,7 @@ def find_runs(paths: Sequence[Path], *, evaluation: str | None = None, cluster: 
             runs_of_path = [compared(path)]
         elif index is not None:
             if (len(paths) > 1 or evaluation) and read_tables(path):
-                raise UsageError(f"{path}: an experiment in tables is compared alone, without --evaluation")
+                raise UsageError(f"{path}: a packed experiment must be the only argument, without --evaluation")
             runs_of_path = _runs_of_experiment(path, index, evaluation=evaluation)
         else:
             runs_of_path = [compared_run(run, evaluation) for run in runs_at(path)]
@@ -219,8 +219,8 @@ def evaluated_step(evaluation: Evaluation, *, of_result: bool) -> int | None:
         return int(checkpoint[1])
     if adapters:
         raise UsageError(
-            f"{folder}: scores of other weights than those in {run.path}, perhaps before it trained on; remove this"
-            f" folder and evaluate again: moslora eval {shlex.quote(str(run.path))}"
+            f"{folder}: scores of other weights than those in {run.path}, perhaps from before it was resumed; remove"
+            f" this folder and evaluate again: moslora eval {shlex.quote(str(run.path))}"
         )
     return None
 

@@ -39,7 +39,10 @@ class Gate:
                 f"--require {self.required}: which {outcome.name} is better is not known; add --better higher, or lower"
             )
         if self.required in ("not-worse", "equal") and not self.comparison.margin.size:
-            raise UsageError(f"--require {self.required}: no difference of {outcome.name} is negligible; add --margin")
+            raise UsageError(
+                f"--require {self.required}: needs a margin, the largest difference of {outcome.name} that counts as"
+                " none; add --margin"
+            )
 
     @property
     def contrast(self) -> Contrast:

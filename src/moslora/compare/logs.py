@@ -130,7 +130,7 @@ def _files_by_evaluation(paths: Sequence[Path]) -> dict[Path, list[Path]]:
     for path in paths:
         files = log_files(path)
         if not files:
-            raise UsageError(f"{path}: not a log of another program; logs can only be compared with logs")
+            raise UsageError(f"{path}: not a log; the logs of other programs can only be compared with each other")
         for file in files:
             place = file
             if SAMPLES.fullmatch(file.name):

@@ -51,8 +51,8 @@ def refuse_unfoldable(folder: AdapterFolder, task: str | None) -> None:
     elif section.mixer is not None and section.mixer.routes:  # PEFT's have none
         fix = "name one with --task" if section.gated_by_task else "evaluate the adapter folder itself"
         raise UsageError(
-            f"{folder.path}: cannot be folded into one weight: M of a {section.mixer.kind} depends on the token or the"
-            f" task; {fix}"
+            f"{folder.path}: cannot be folded into one weight: its mixer, {section.mixer.kind}, depends on the token"
+            f" or the task; {fix}"
         )
 
 
@@ -143,8 +143,8 @@ def _as_lora(folder: AdapterFolder, *, dropout: float, task: str | None) -> tupl
     lost = [name for name in pairs if name.rpartition(".")[2] in OF_EXPERTS]
     if lost and model.config.model_type in LOST_BY_PEFT:
         note(
-            f"exported, but PEFT will load nothing of it: it expects experts under the names {some(lost)}; use"
-            " moslora merge"
+            f"exported, but PEFT will load nothing of this: it mistakes the adapters of {some(lost)} for adapters of"
+            " experts; use moslora merge"
         )
     tensors: dict[str, Tensor] = {}
     for name, pair in pairs.items():

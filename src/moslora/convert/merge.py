@@ -157,7 +157,9 @@ def _write_weights(unmerged: Unmerged, pairs: Mapping[str, LoraPair], out: Path,
     with _opened(unmerged.files) as sources:
         missing = {*pairs, *unmerged.quantized, *unmerged.exact} - sources.keys()
         if missing:
-            raise MosloraError(f"{unmerged.files[0].parent}: {', '.join(sorted(missing))} missing from its weights")
+            raise MosloraError(
+                f"{unmerged.files[0].parent}: {', '.join(sorted(missing))} missing from its weights; download it again"
+            )
         shapes = {key: _cast(file.get_tensor(key).to("meta"), dtype) for key, file in sources.items()}
         shards = split_torch_state_dict_into_shards(shapes, max_shard_size=SHARD_BYTES)
         for name, keys in shards.filename_to_tensors.items():

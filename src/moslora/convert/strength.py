@@ -65,8 +65,8 @@ def at_strength(folder: AdapterFolder, weights: Mapping[str, Tensor], strength: 
     linear = folder.recipe.adapter.linear_weights
     if not linear:
         raise UsageError(
-            f"{folder.path}: {folder.recipe.adapter.summary()}: only a change of low rank has a strength, and this one"
-            " rescales or rotates whole weights; use LoRA, or any adapter of A, M and B without DoRA"
+            f"{folder.path}: {folder.recipe.adapter.summary()}: only a low-rank update can be scaled, and this method"
+            " rescales or rotates whole weights; use LoRA, with or without a mixer, but without DoRA"
         )
     scaled = {}
     for key, weight in weights.items():

@@ -52,6 +52,8 @@ def name_for_vllm(module: str, patterns: Sequence[str]) -> str:
     starts = {each.removesuffix(ending) for each in patterns if mark and each.endswith(ending)}
     if pattern(module) not in patterns:
         if len(starts) != 1:
-            raise MosloraError(f"{module}: vLLM {version()} applies no such module; merge the adapter instead")
+            raise MosloraError(
+                f"{module}: vLLM {version()} applies no adapter to this module; merge the adapter instead"
+            )
         (start,) = starts
     return f"{start}{mark}{rest}"

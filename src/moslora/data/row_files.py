@@ -165,7 +165,7 @@ def _cells(path: Path) -> Iterator[Located]:
     names = [name.strip() for name in header]
     named = [name for name in names if name]
     if len({*named}) < len(named):
-        raise UsageError(f"{path}: columns share a name, of {', '.join(named)}; rename them in the first line")
+        raise UsageError(f"{path}: two columns have the same name; rename one in the first line: {', '.join(named)}")
     checked_rows: list[Any] = []
     for cells in rows:
         checked_rows.append({name: cell for name, cell in zip(names, cells, strict=False) if name})

@@ -109,12 +109,14 @@ def ask(
     in_words = in_words or InWords()
     example, names = as_example(question, options, task=task, own=target.own_tasks)
     if in_words != InWords() and not example.is_open_ended:
-        raise UsageError("--system, --max-tokens and --temperature are for answers in words; omit them, or the options")
+        raise UsageError(
+            "--system, --max-tokens and --temperature are for answers in words; omit them, or every --option"
+        )
     if example.task == BARE.name and has_turns(target, overrides.get("format")):
         overrides["format"] = "chat"
         example = as_conversation([*in_words.first_turns, Turn("user", example.question)])
     elif in_words.system:
-        raise UsageError("--system: only a chat without --task has a place for it; add --format chat")
+        raise UsageError("--system: only a chat has a place for it; add --format chat, without --task")
     scorer, model, request = _load(target, example, overrides, temperature=in_words.temperature)
     prediction = _score(scorer, in_words.limited(example), model)
     answers = []

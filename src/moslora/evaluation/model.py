@@ -381,8 +381,8 @@ class Served:
         if misread:
             raise MosloraError(f"{self.server.name}: {misread}")
         raise UsageError(
-            f"{self.server.name}: returns no log-probabilities, which score the options; let run and server write"
-            " texts: --protocol generate"
+            f"{self.server.name}: returns no log-probabilities, which score the options; compare texts that run and"
+            " server write instead: --protocol generate"
         )
 
 

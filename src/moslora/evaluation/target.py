@@ -141,7 +141,9 @@ class Target:
         named = "".join(BESIDE.findall(folder.name))
         if self.is_in_run(folder) and named != suffix:
             fix = f"end it in {suffix}" if suffix else "remove that ending"
-            raise UsageError(f"--out {folder}: a name that ends in {named} stands for other weights in a run; {fix}")
+            raise UsageError(
+                f"--out {folder}: in a run, names that end in {named} are for the scores of other weights; {fix}"
+            )
         refuse_other_scores(folder)
         return folder
 

@@ -64,7 +64,7 @@ def as_example(
     if words.is_open_ended:
         choices = (UNKNOWN_ANSWER,)
         if options:
-            raise UsageError(f"task {entry.name}: is answered in words; omit the options, or change --task")
+            raise UsageError(f"task {entry.name}: is answered in words; omit every --option, or change --task")
     elif isinstance(words, TrueFalse):
         choices = TRUTHS[0]
         options = _as_truths(options or choices)

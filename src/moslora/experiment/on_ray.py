@@ -90,7 +90,7 @@ def _wait(ray: Any, started: Any, name: str) -> None:
     try:
         failure = ray.get(started)
     except ray.exceptions.RayError as error:
-        raise MosloraError(f"{name}: {first_line(error)}; the same command continues from there") from None
+        raise MosloraError(f"{name}: {first_line(error)}; repeat the command to continue") from None
     if failure:
         message, exit_code = failure
         fault = MosloraError(message)

@@ -80,7 +80,7 @@ def power_of(folder: Path) -> tuple[list[list[str]], list[str]]:
     comparison = compare_paths([folder])
     several = [contrast for contrast in comparison.named if contrast.seeds > 1]
     if not several:
-        raise UsageError(f"{folder}: no named contrast has two seeds, which measure what a seed changes")
+        raise UsageError(f"{folder}: no named contrast has two seeds, which it takes to measure how much seeds vary")
     measured = []
     for contrast in several:
         of_each_set = contrast.questions() / len(contrast.y)

@@ -75,7 +75,7 @@ class Study:
         if other is not None and other.is_file() and not other.samefile(self.experiment.path):
             raise UsageError(
                 f"{self.out}: holds the runs of {shown(other.resolve())}; choose another folder with --out, or, if"
-                f" this file takes its place, remove {self.out / EXPERIMENT}"
+                f" your file replaces that one, remove {self.out / EXPERIMENT}"
             )
 
     @on_interrupt("stopped: the work so far is saved, and the same command continues from there")

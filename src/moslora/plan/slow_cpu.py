@@ -42,7 +42,7 @@ def note_evaluation(section: ModelSection, request: Request, tasks: Sequence[Tas
 
 def _note(what: str, total: Cost, model: PreTrainedModel, dtype: DType, fix: str) -> None:
     took = format_duration(on_this_cpu(total, model, dtype) / world_size())
-    note(f"no GPU here: {what} about {took} on this CPU, by two products of this model that were timed; {fix}")
+    note(f"no GPU here: {what} about {took} on this CPU, estimated from two matrix products that were timed; {fix}")
 
 
 def _is_large_here(section: ModelSection) -> bool:

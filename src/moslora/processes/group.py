@@ -393,8 +393,8 @@ def _check_gpus() -> None:
     processes = local_world_size()
     if processes > gpus() > 0:
         raise UsageError(
-            f"{processes} processes on this machine, but this one sees {counted(gpus(), 'GPU')}; start {gpus()}"
-            " (--processes, --num_processes, --nproc-per-node or --ntasks-per-node), and let each see all of the"
+            f"{processes} processes on this machine, but this process sees {counted(gpus(), 'GPU')}; start as many as"
+            " GPUs (--processes, --num_processes, --nproc-per-node or --ntasks-per-node), and let each see all of the"
             " machine's (SLURM: --gpus-per-node, not --gpus-per-task)"
         )
     is_indirect = {"NCCL_P2P_DISABLE", "NCCL_IB_DISABLE"} <= os.environ.keys()

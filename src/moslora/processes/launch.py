@@ -106,7 +106,7 @@ def processes_to_start(wanted: int | None, *, most: int | None = None) -> int:
     if wanted:
         return wanted
     if most and gpus() > most:
-        note(f"uses {most} of {gpus()} GPUs: a step has {counted(most, 'row')} (training.global_batch_size)")
+        note(f"only {most} of {gpus()} GPUs work, as a step has {counted(most, 'row')} (training.global_batch_size)")
         return most
     return max(1, gpus())
 

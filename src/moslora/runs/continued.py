@@ -95,8 +95,8 @@ def _of_peft(folder: Path, recipe: Recipe) -> tuple[Continued, list[str]]:
         then = settings_of(read_config(config))
         if is_drawn_from_the_base(then):
             raise UsageError(
-                f"adapter.continue_from = {folder}: its start split the base at random, and its files do not say how;"
-                " have PEFT convert it to a plain LoRA (path_initial_model_for_weight_conversion)"
+                f"adapter.continue_from = {folder}: its initialisation changed the base at random, and its files do not"
+                " record how; have PEFT convert it to a plain LoRA (path_initial_model_for_weight_conversion)"
             )
         changed = _changed_values(then, settings_of(config_of(recipe.adapter)))
         state: Mapping[str, Tensor] = load_weights(weights)
@@ -105,7 +105,7 @@ def _of_peft(folder: Path, recipe: Recipe) -> tuple[Continued, list[str]]:
             settings = read_settings(config)
         except UsageError as error:
             fix = "if it is PEFT's own, set adapter.peft with its peft_type (docs/peft.md)"
-            raise UsageError(f"{error}; cannot be continued as an adapter of A, M and B; {fix}") from None
+            raise UsageError(f"{error}; cannot be continued as a LoRA, with or without a mixer; {fix}") from None
         layers = read_layers(weights, settings)
         section = AdapterSection.model_validate(own_section(settings, layers))
         changed = _changed_values(section_settings(section), section_settings(recipe.adapter))

@@ -80,7 +80,9 @@ def refuse_reproduction(run: Run, out: Path) -> None:
     """Refuse to train ``run`` again if it has no result to compare with, or in a folder that has anything else."""
     recipe = run.recipe_to_resume()
     if not run.finished:
-        raise UsageError(f"{run.path}: nothing to compare with; resume it: {run.resume_command}")
+        raise UsageError(
+            f"{run.path}: has not finished, so there is no result to reproduce; resume it: {run.resume_command}"
+        )
     if not Run(out).exists:
         refuse_used(out)
     elif with_absolute_paths(Run(out).recipe_to_resume()) != with_absolute_paths(recipe):

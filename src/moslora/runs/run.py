@@ -157,7 +157,7 @@ class Run:
         if self.made_elsewhere or (self.path / MANIFEST).is_file() or not self.exists:
             locate_adapter(self.path)  # has a clearer message if there is no adapter
             raise UsageError(
-                f"{self.path}: no run of a training with its {RECIPE}, so it cannot be resumed; continue it in a new"
+                f"{self.path}: has no {RECIPE} of a training, so it cannot be resumed; continue its adapter in a new"
                 f" run: adapter.continue_from={shlex.quote(str(self.path))}"
             )
         if not overrides:

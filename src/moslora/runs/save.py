@@ -49,7 +49,9 @@ def _quantization(model: PreTrainedModel, folder: Path) -> dict[str, Any]:
     if not config:
         return {}
     if not isinstance(config, BitsAndBytesConfig):
-        raise UsageError(f"{folder}: its base is quantised, and not by bitsandbytes; use the original")
+        raise UsageError(
+            f"{folder}: its base is quantised by another method than bitsandbytes; use the unquantised base"
+        )
     if config.load_in_8bit:
         return {"quantization": "int8"}
     return {"quantization": config.bnb_4bit_quant_type, "double_quantization": config.bnb_4bit_use_double_quant}

@@ -139,7 +139,7 @@ def _evaluated_tasks(folder: Path) -> list[str]:
         return []
     answered = read_evaluation(folder)
     if answered.weights is None:
-        raise UsageError(f"{folder}: the answers of a server; with --evaluation name some of the run's own")
+        raise UsageError(f"{folder}: has the answers of a server; name an evaluation by this machine with --evaluation")
     if result_of(folder) == folder and not answered.of_base:
         evaluated_step(answered, of_result=True)
     return [name for name, answers in answered.complete.tasks.items() if answers.gold]
@@ -147,7 +147,7 @@ def _evaluated_tasks(folder: Path) -> list[str]:
 
 def _score(target: Target, tasks: Sequence[str], *, limit: int, out: Path) -> None:
     """Score a model on the first questions of these tasks, as ``moslora eval`` does."""
-    say(f"first scoring {limit or 'all'} questions of each of {some(tasks, most=8)}, kept in {out}")
+    say(f"before verifying, scoring {limit or 'all'} questions of each of {some(tasks, most=8)} into {out}")
     how = target.request.model_dump(exclude={"tasks", "limit"})
     evaluate_target(target, tasks=tasks, out=out, limit=limit or None, **how)
 
