@@ -184,7 +184,8 @@ def once_per_machine(path: Path) -> FileLock:
 
 
 def in_use(folder: Path, *, older: Collection[str] = ()) -> list[str]:
-    """List the names in ``folder``, without those in ``older`` and the unfinished content of killed processes."""
+    """List the names in ``folder`` that are neither the unfinished content of killed processes nor in ``older``, the
+    names of files that may be replaced."""
     real = Path(os.path.realpath(folder))  # a part of the path may be missing, as in run/new/../adapter
     unfinished = {LOCK, *(path.name for path in (*_leftovers(real), *_moved(real)))}
     try:

@@ -46,7 +46,7 @@ TOKENS_PER_QUESTION = 390  # one question of each of the eight sets, asked of th
 
 
 def overrides(size: SizeName, recipe: Recipe) -> list[str]:
-    """List the overrides by which a size changes ``recipe``, which has numbers of rows by task."""
+    """List the overrides by which a size changes ``recipe``. The recipe gives a number of rows for each task."""
     divisor, questions = SIZES[size]
     rows = recipe.data.rows
     if divisor == 1 or not isinstance(rows, dict):

@@ -54,8 +54,8 @@ def decode(
         max_new_tokens: of each prompt.
         ended: asked after each token, unless it is one of ``ends`` or the last possible one.
         ends: tokens that end a text.
-        batch_tokens: maximum number of tokens computed in a pass, in which one prompt always enters; it also decides
-            how many are kept (`KEPT_ON_CPU`).
+        batch_tokens: maximum number of tokens computed in a pass, though a pass takes at least one prompt; it also
+            limits for how many tokens keys and values are kept (`KEPT_ON_CPU`).
 
     Raises:
         MosloraError: logits that are no finite numbers.

@@ -275,8 +275,8 @@ def _refuse_unfit(layers: Mapping[str, AdapterLinear], learned: Iterable[str], m
 
 @contextmanager
 def _off_start(model: PreTrainedModel) -> Iterator[None]:
-    """Move the trained factors off their start inside the block, as some have no gradient there, and restore them
-    afterwards."""
+    """Inside the block, add noise to the trained factors, because some have no gradient at their initial values;
+    restore them afterwards."""
     learn = [weight for weight in model.parameters() if weight.requires_grad]
     before = [weight.data for weight in learn]
     draw = torch.Generator().manual_seed(0)

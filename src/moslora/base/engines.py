@@ -169,7 +169,8 @@ class Transformers(_Model):
         waiting = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
 
         def keep(ids: Tensor, _: Any, **__: Any) -> Tensor:
-            """Record the tokens after each prompt until it has ended; return which have, shape ``(prompts,)``."""
+            """Record the new tokens of each prompt until it has ended; return the mask of ended prompts,
+            ``(prompts,)``."""
             for i, tokens in zip(together, ids[:, len(prompts[together[0]]) :].tolist(), strict=True):
                 if i not in done:
                     written[i] = tokens

@@ -48,7 +48,7 @@ class Comparison:
 
     @property
     def main(self) -> Contrast | None:
-        """Contrast that was named, if it is the only one."""
+        """Named contrast, if there is exactly one; else ``None``."""
         return self.named[0] if self.named and self.count == 1 else None
 
     @property
@@ -62,7 +62,7 @@ class Comparison:
         return self.own_margin or Margin(self.outcome.margin)
 
     def within(self, margin: Margin | None) -> "Comparison":
-        """Return the comparison with this margin; with its own for ``None``.
+        """Return the comparison with this margin, or with its own one if ``margin`` is ``None``.
 
         Raises:
             UsageError: the margin is a share of the gain, and the base has no answers.

@@ -84,7 +84,8 @@ class Contrast:
         return before, after
 
     def effects_of(self, y: dict[str, tuple[Floats, Floats]]) -> dict[str, Effect]:
-        """Return the effects of other numbers in place of ``y``, of the same shapes."""
+        """Return the effects of these outcomes of the questions, instead of the contrast's own `y`, in the same
+        shapes."""
         if self.paired:
             return self._over_seeds({task: after - before for task, (before, after) in y.items()})
         before, after = ({task: sides[arm] for task, sides in y.items()} for arm in (0, 1))
@@ -96,7 +97,7 @@ class Contrast:
         return self._over_seeds({task: y[1] - self.majority[task] for task, y in self.y.items()})[MACRO]
 
     def _over_seeds(self, differences: dict[str, Floats]) -> dict[str, Effect]:
-        """Return the effects of differences on these questions; task -> shape ``(S, n)``."""
+        """Return task -> effect over seeds, from the differences of each task's questions, shape ``(S, n)``."""
         return effects(differences, binary=self.outcome.binary, clusters=self.clusters)
 
 

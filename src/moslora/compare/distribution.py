@@ -78,7 +78,7 @@ class DifferenceDistribution:
         return math.sqrt(self.questions.variance + max(0.0, self.seeds.variance - self._in_both))
 
     def interval(self, level: float) -> tuple[float, float]:
-        """Return the interval of confidence 1 − ``level``, within ± ``most``."""
+        """Return the interval of confidence 1 − ``level``, clipped to ± ``most``."""
         half = self._distance(level / 2)
         return max(-self.most, self.difference - half), min(self.most, self.difference + half)
 
@@ -91,13 +91,16 @@ class DifferenceDistribution:
         return self._tail(self.difference - value)
 
     def beyond(self, margin: float) -> float:
-        """Return p of a difference of ``margin`` or more in either direction, by two one-sided tests."""
+        """Return p of the hypothesis that the difference is ``margin`` or more in either direction, by two one-sided
+        tests; a small p shows equality."""
         return self._tail(margin - abs(self.difference))
 
     def detectable(self, *, level: float, power: float) -> float:
-        """Return the true difference that a two-sided test of this level finds with this power, at the same errors.
+        """Return the true difference that a two-sided test of this level finds with this power, with the same standard
+        errors.
 
-        It is the half width of the interval plus the distance by which D falls short with probability 1 − ``power``.
+        It is the half width of the interval plus the distance by which the estimate D falls below the true difference
+        with probability 1 − ``power``.
         """
         return self._distance(level / 2) + self._distance(1 - power)
 
@@ -120,7 +123,7 @@ class DifferenceDistribution:
 
     @property
     def _in_both(self) -> float:
-        """Variance by seed and question together, which is in V_s and in V_q."""
+        """Variance of what varies by seed and question together. V_s and V_q both contain it; it counts once."""
         return min(self.interaction, self.questions.variance)
 
     @cached_property

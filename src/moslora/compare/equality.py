@@ -37,7 +37,7 @@ def p_unequal(contrast: Contrast, margin: Margin) -> float:
 
 
 def p_worse(contrast: Contrast, margin: Margin) -> float:
-    """Return the one-sided p of a loss of the margin or more; 1 for a share of an unknown gain."""
+    """Return the one-sided p of a loss of the margin or more; 1 if the margin is a share of a gain that is unknown."""
     direction = contrast.outcome.direction
     if not margin.of_gain:
         distribution = contrast.effects[MACRO].distribution
@@ -91,7 +91,8 @@ def share_interval(contrast: Contrast) -> tuple[float, float]:
 
 
 def _end(contrast: Contrast, share: float, *, sign: int) -> float:
-    """Return the smallest r beyond ``share`` with p = `LEVEL` of r G + ``sign`` · D ≤ 0."""
+    """Return an end of the interval of D / G: the smallest r above ``share`` at which the one-sided test of
+    r G + ``sign`` · D ≤ 0 has p = `LEVEL`."""
 
     def excess(more: float) -> float:
         return _side(contrast, share + more, sign=sign).below(0) - LEVEL

@@ -228,8 +228,8 @@ def evaluated_step(evaluation: Evaluation, *, of_result: bool) -> int | None:
 def arm_key(recipe: Recipe, facts: Mapping[str, Any], *, base: str | None) -> str:
     """Return the key of a run's arm: all that changes a training step, except the seed.
 
-    These are values of its recipe, a hash of all rows of its source, its base, the weights that it started with, its
-    strength, and for a gate with a balance loss, which is a mean over each pass, what divides rows into passes.
+    These are values of its recipe, a hash of all rows of its source, its base, the weights that it started with, and
+    its strength. A gate's balance loss is a mean over each pass, so with it also what divides rows into passes.
 
     Args:
         recipe: recipe of the run.

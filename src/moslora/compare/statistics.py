@@ -189,7 +189,10 @@ class _Components:
 
     @classmethod
     def of(cls, d: Floats, codes: Codes, *, binary: bool) -> "_Components":
-        """Return the components of differences ``d``, shape ``(S, n)``, in clusters 0 … C − 1."""
+        """Estimate the variance components of the differences ``d``, shape ``(S, n)``: of seeds, questions and both.
+
+        ``codes`` are the clusters of the questions, 0 … C − 1.
+        """
         seeds, n = d.shape
         by_seed = d.mean(axis=1)
         if n == 1:

@@ -243,7 +243,7 @@ def _example(task: Task) -> Example:
 
 
 def _options(listed: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    """Options that all rows share; otherwise placeholders."""
+    """Options of the card's example prompt: those that all rows have, or placeholders if they differ."""
     if listed is None:
         return ("<answer>",)
     if isinstance(listed, str):

@@ -131,7 +131,7 @@ def _write_gguf(folder: Path, section: ModelSection, converter: Path) -> None:
 
 
 def _for_vllm(key: str, patterns: Sequence[str]) -> str:
-    """PEFT's name of a weight with vLLM's name of its layer."""
+    """Rename the layer in PEFT's name of a weight to vLLM's name of it."""
     layer, mark, kind = key.removeprefix(PREFIX).partition(".lora_")
     return f"{PREFIX}{name_for_vllm(layer, patterns)}{mark}{kind}"
 

@@ -80,7 +80,7 @@ def show_example(example: Example, encoder: Encoder, *, format: FormatName, loss
 
 
 def _accepted(example: Example, words: OpenEnded) -> Iterator[str]:
-    """Describe the right answers: how a written text ends and is read, and the normalised accepted answers."""
+    """Describe what ends a generated text, how the answer is read from it, and the accepted answers, normalised."""
     ends = ["the end-of-sequence token", *map(repr, words.stop)]
     yield f"answer in words: up to {words.max_new_tokens} tokens, ended by {' or '.join(ends)}"
     yield f"right (match: {words.match.kind}): {words.match.says}"

@@ -134,12 +134,13 @@ def refuse_missing(tasks: Sequence[Task], split: Split, *, source: str) -> None:
 def load_training(tasks: Sequence[Task], *, source: str, bad_rows: BadRows = "stop") -> list[Example]:
     """Load the training rows of ``tasks``, set after set, not shuffled.
 
-    `MIXTURE` is always whole, and the bare instructions of a mixed file, which belong to no set, are always included.
+    All rows of `MIXTURE` are loaded, whatever the tasks. The bare instructions of a mixed file, which belong to no set,
+    are always included.
 
     Args:
-        tasks: their rows.
+        tasks: sets whose rows are loaded.
         source: as in `load_examples`.
-        bad_rows: of a mixed file, as in `read_rows`; a user's task has its own setting.
+        bad_rows: what to do with bad rows of a mixed file, as in `read_rows`; a user's task has its own setting.
     """
     sets = [task for task in tasks if not task.own]
     own = [task for task in tasks if task.own]

@@ -58,10 +58,10 @@ class StepPlan:
         return drawn
 
     def draws(self, kinds: Sequence[str], *, steps: int) -> dict[str, int]:
-        """Count the draws of each kind in the first ``steps``, without kinds that are not drawn.
+        """Count how many rows of each kind the first ``steps`` use; a kind of which none is used is left out.
 
         Args:
-            kinds: the kind of each row.
+            kinds: the kind of each row, such as its task.
             steps: number of steps.
         """
         epochs, rest = divmod(min(steps * self.global_batch_size, self._end), self.rows)

@@ -212,8 +212,8 @@ class PreparedQuestions:
         """Record of a task before it is asked: its leaks, the number of questions that count as asked, and the clusters
         of the questions asked so far.
 
-        If a larger evaluation was interrupted, and its answers are not the beginning of the fixed order, its number of
-        questions stays: a server may answer short questions first, which are no random sample.
+        An interrupted evaluation of more questions keeps its number, unless its answers are the first ones of the fixed
+        order: a server may answer short questions first, which are no random sample.
         """
         earlier = journal.header.tasks.get(task.name, TaskRecord())
         ordered = sorted([example.id for example in task.questions], key=order_key)

@@ -40,7 +40,7 @@ def _layer(value: Any) -> Any:
 
 
 def _kind(value: Any) -> str:
-    """Return the tag of an arm: `APPLIED` for one that trains nothing, else `LIST`."""
+    """Return the tag by which pydantic reads an arm: `APPLIED` for one that trains nothing, else `LIST`."""
     return APPLIED if isinstance(value, dict) and "of" in value else LIST
 
 

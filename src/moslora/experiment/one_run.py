@@ -2,8 +2,9 @@
 
 A run is in ``runs/NAME`` of the experiment's folder, where NAME is arm-rate-seed, or is a row of the tables there
 (`moslora.compare.tables`). In its ``run.json``, ``experiment`` holds its state, the time of its start and its
-provenance (`moslora.experiment.provenance`). Once it is done its checkpoints are deleted, and its adapter may be: the
-experiment needs its recipe, ``run.json``, metrics and evaluation. `moslora.experiment.study` says which runs there are.
+provenance (`moslora.experiment.provenance`). Once it is done its checkpoints are deleted. Its adapter may be deleted,
+too: the experiment needs only its recipe, ``run.json``, metrics and evaluation. `moslora.experiment.study` says which
+runs there are.
 """
 
 import json

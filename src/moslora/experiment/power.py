@@ -2,9 +2,10 @@
 
 The difference of two arms over S seeds and n questions of each set has the variance
 
-    σ²_s / S + σ²_q / n + σ²_b / (S n)      of other seeds, of other questions, of both together
+    σ²_s / S + σ²_q / n + σ²_b / (S n)
 
-The three are means over the contrasts of the comparison (`moslora.compare.distribution`).
+σ²_s is the variance between seeds, σ²_q that between questions, σ²_b that of their interaction. All three are means
+over the contrasts of the comparison (`moslora.compare.distribution`).
 """
 
 from dataclasses import astuple, dataclass

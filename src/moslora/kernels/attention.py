@@ -164,8 +164,8 @@ AttentionMaskInterface.register(ROWS, sdpa_mask)
 def _unpadded(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scaling: float, window: int | None) -> Tensor:
     """Attention of rows by torch's flash attention; shapes as in :func:`attend`.
 
-    Queries are the rows, keys and values their paths, which are copied where a row continues others. The last query of
-    a row sees its last key, as with `torch.nn.attention.bias.causal_lower_right`.
+    Queries are the rows. Keys and values are each row after the rows that it continues, of which they are copies. The
+    last query of a row sees its last key, as with `torch.nn.attention.bias.causal_lower_right`.
     """
     q, k, v = (x.transpose(0, 1) for x in (query, key, value))  # (T, heads, size)
     if rows.path_keys is not None:

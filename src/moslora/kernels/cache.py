@@ -216,7 +216,8 @@ class CachedPass:
         return out.flatten(1, 2)
 
     def _where(self, key_heads: int) -> tuple[Tensor, Tensor]:
-        """Head and place in the cache of each token of the pass and key head, both int64 of shape ``(T · K,)``."""
+        """For each token of the pass and each key head: its head, and its place in the cache, int64 ``(T · K,)``
+        each."""
         if key_heads not in self._kept_at:
             rows = list(range(self.continued))
             places = list(self.places)

@@ -201,8 +201,9 @@ def project_backward(
 ) -> list[Tensor]:
     """Gradients of A and x, from ``gradient (..., r)`` and ``a (r, in_features)``.
 
-    The list has the gradient of A if ``x (..., in_features)`` is given, and the gradient of x, to which ``of_x`` of the
-    same shape is added, if ``of_x`` is given.
+    Returns:
+        The gradient of A, if ``x (..., in_features)`` is given; then, if ``of_x`` is given, the gradient of x plus
+        ``of_x``, which has its shape.
     """
     given = [y if y is None else y.contiguous() for y in (gradient, a, x, of_x)]
     d_a = None if x is None else torch.empty_like(a, memory_format=torch.contiguous_format)

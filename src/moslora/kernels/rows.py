@@ -150,8 +150,9 @@ class Group:
     the third        f                 5                      0; its keys are a b f, entries 0 1 5
     ===============  ================  =====================  =====================================
 
-    A row is padded with its first token, which padding may be because no token sees a key to its right. Entries have
-    the shape ``(T · K, size)``: for each token in turn its K key heads, which are a dimension of the batch.
+    Padding repeats a row's first token. This changes no result: attention is causal, and padding is to the right of all
+    queries. Entries have the shape ``(T · K, size)``: for each token its K key heads, which are a dimension of the
+    batch.
 
     ``first`` to ``end`` − 1 are its rows; ``heads`` is K.
     """

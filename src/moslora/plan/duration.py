@@ -165,8 +165,10 @@ def _linear_weights(module: nn.Module) -> list[Tensor]:
 
 
 def on_gpus(total: Cost, *, dtype: DType, memory: int, devices: int, beside: float = 0) -> str:
-    """Estimate the time of ``total`` on ``devices`` GPUs of each kind with about ``memory`` bytes, plus ``beside``
-    seconds that the GPUs do not share."""
+    """Estimate the time of ``total``, for each kind of GPU that has about ``memory`` bytes, on ``devices`` of them.
+
+    ``beside`` are seconds to add that are not divided among the GPUs.
+    """
     times = []
     for name, gpu in gpus_with(memory).items():
         fast, slow = (end / devices + beside for end in total.seconds(gpu, dtype=dtype))

@@ -68,7 +68,7 @@ def memory(
     *,
     rank_budget: bool = False,
 ) -> Memory:
-    """Compute the memory that training with micro-batches of ``work`` takes on each device."""
+    """Compute the memory on each device of training with micro-batches of the size that ``work`` has."""
     on_gpu = devices.on_gpu
     shards = devices.shards
     layers, outside, unpacked = _base(model, section)

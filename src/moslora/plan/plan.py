@@ -78,7 +78,7 @@ def plan(
     """Plan the memory and the time of ``recipe``.
 
     Args:
-        overrides: the recipe with its overrides as typed, for the command that plans for GPUs.
+        overrides: words of the command line, recipe and overrides, for the suggested `moslora plan` with --gpu-memory.
         processes: one for each device; ``None`` for as many as `moslora train` starts here.
         gpu_memory: of each GPU, such as ``80GB``; ``None`` for this machine's GPU, or its CPU.
         probing: whether to run a few steps here, which loads the model and the rows.
@@ -203,8 +203,8 @@ def saved_sizes(model: PreTrainedModel) -> tuple[int, int]:
 
 
 def disk_line(model: PreTrainedModel, training: TrainingSection) -> str:
-    """Line with the size of the result and of the kept checkpoints. Where the best step is the result, each kept
-    checkpoint may have another one beside it for its best step."""
+    """Line with the size of the result and of the kept checkpoints. Where the best step is the result, a kept
+    checkpoint may come with a second one, that of the best step until then."""
     adapter, checkpoint = saved_sizes(model)
     kept = training.keep_checkpoints
     if training.result == "best":

@@ -154,7 +154,8 @@ def take_gpu() -> None:
 
 
 def shorten_waits() -> None:
-    """End this process if its GPU has waited :data:`TRAINING_TIMEOUT` for other GPUs, which then hang.
+    """From now on, end this process once its GPU has waited :data:`TRAINING_TIMEOUT` for the others, as these then
+    hang.
 
     The timeout of messages between hosts, by gloo, does not change.
     """

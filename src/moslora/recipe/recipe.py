@@ -96,7 +96,7 @@ class Recipe(Section):
         return {key: value for key, value in every.items() if self.changed_by(key) in changing}
 
     def differences(self, since: "Recipe", *changing: Changes) -> list[str]:
-        """List `key was …, is …` for every changed field that changes one of ``changing``."""
+        """List `key was …, is …` for every field with another value that affects one of the aspects ``changing``."""
         changed = changed_keys(since.model_dump(mode="json"), self.model_dump(mode="json"))
         return [text for key, text in changed.items() if self.changed_by(key) in changing]
 

@@ -111,7 +111,7 @@ def _read_answers(reported: ReportedRun, evaluation: str | None) -> None:
 
 
 def _name_arms(runs: Sequence[ReportedRun]) -> None:
-    """Name the arms of runs with answers that belong to no experiment, if they can be grouped."""
+    """Name the arms of scored runs that belong to no experiment, if they can be grouped."""
     unnamed = {run.compared.path: run for run in runs if run.compared and run.arm == run.name}
     with suppress(UsageError):
         for arm in arms_of([run.compared for run in unnamed.values() if run.compared]):

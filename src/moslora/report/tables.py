@@ -14,7 +14,7 @@ def overview(runs: Sequence[ReportedRun], results: Mapping[str, Results]) -> lis
 
     Args:
         runs: runs of the report.
-        results: name of a run or base -> results on the questions that both answered.
+        results: name of a run or base -> results on the questions that run and base both answered.
     """
     rows = [["run", "method", "seed", "trained", "validation loss", "questions", "base", "tuned", "minutes", "peak GB"]]
     for run in runs:

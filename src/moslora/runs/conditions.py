@@ -109,7 +109,8 @@ class Conditions:
         return replace(self, data={**earlier.data, **self.data}, skipped={**earlier.skipped, **self.skipped})
 
     def facts(self, *changing: Changes) -> dict[str, Any]:
-        """Key -> value of the fields, also of `answered_by`, that are marked with one of ``changing``."""
+        """Key -> value of the fields that determine one of the aspects ``changing``, also of the fields of
+        `answered_by`."""
         facts = {}
         for record in (self, self.answered_by):
             for each in fields(record):

@@ -79,7 +79,7 @@ def read_continued(recipe: Recipe, *, begun_with: Origin | None = None, fetching
 
 
 def _own(folder: Path, recipe: Recipe) -> tuple[Continued, list[str]]:
-    """Adapter folder of moslora as `Continued`, and what differs from ``recipe``."""
+    """Read an adapter folder of moslora; return it, and the list of its differences from ``recipe``."""
     adapter = open_adapter(folder)
     now = {**adapters_of(recipe).settings(recipe), "seed": recipe.seed, "data.tasks": list(recipe.data.tasks)}
     then = adapters_of(adapter.recipe).settings(adapter.recipe)
@@ -89,7 +89,7 @@ def _own(folder: Path, recipe: Recipe) -> tuple[Continued, list[str]]:
 
 
 def _of_peft(folder: Path, recipe: Recipe) -> tuple[Continued, list[str]]:
-    """Adapter in PEFT's format as `Continued`, and what differs from ``recipe``."""
+    """Read an adapter in PEFT's format; return it, and the list of its differences from ``recipe``."""
     config, weights = adapter_files(folder)
     if isinstance(recipe.adapter, PeftSection):
         then = settings_of(read_config(config))

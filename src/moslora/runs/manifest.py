@@ -52,7 +52,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def written_recipe(path: Path, overrides: Sequence[str] = (), *, by: str | None) -> Recipe:
-    """Read a recipe that version ``by`` of moslora wrote. It grants no trust in remote code."""
+    """Read a recipe that version ``by`` of moslora wrote. In it ``trust_remote_code`` is off, whatever the file
+    says."""
     try:
         return load_recipe(path, [NO_TRUST, *overrides])
     except UsageError as fault:

@@ -1,7 +1,7 @@
 """The adapter that weights were made from.
 
 A merged or exported folder has it in ``origin.json``; a run that continued another adapter, in its manifests and its
-``run.json``. Neither names a path. Importing this module does not load torch.
+``run.json``. The record never has a path of this machine. Importing this module does not load torch.
 """
 
 import os

@@ -17,7 +17,7 @@ def right_undivided(answers: TaskAnswers) -> Column:
     """1 for each right answer by undivided scores (cloze: lm-eval's ``acc``), by the option that a generated text
     names, or by accepted answers (open-ended questions: lm-eval's ``exact_match``).
 
-    The outcome ``accuracy`` is `right`.
+    The outcome ``accuracy`` is computed by `right`, which may divide the scores.
     """
     return _of_right(answers, answers.prediction)
 

@@ -15,7 +15,7 @@ from moslora.runs.run import RESULT, Run
 
 
 def refuse_other_run(run: Run, recipe: Recipe, *, resuming: bool) -> None:
-    """Refuse a folder that has anything but the run of ``recipe`` that is to be resumed."""
+    """Refuse a folder in use, unless it holds a run of ``recipe`` and is to be resumed."""
     if resuming and run.exists:
         refuse_other_recipe(run.path, then=run.recipe_to_resume(), now=recipe)
         if run.without_result:

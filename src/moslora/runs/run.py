@@ -149,7 +149,7 @@ class Run:
 
     @cached_property
     def recipe(self) -> Recipe:
-        """Recipe of the training. It grants no trust in remote code."""
+        """Recipe of the training, with ``trust_remote_code`` off, whatever the file says."""
         return written_recipe(self.path / RECIPE, by=self.facts.get("versions", {}).get("moslora"))
 
     def recipe_to_resume(self, overrides: Sequence[str] = ()) -> Recipe:
@@ -300,7 +300,7 @@ def locate_adapter(path: Path) -> Path:
 
 
 def is_checkpoints(path: Path) -> bool:
-    """Whether ``path`` has the name of a run's folder of checkpoints, whatever the notation."""
+    """Whether ``path`` has the name of a run's folder of checkpoints, also where it is written as ``.``."""
     return path.resolve().name == CHECKPOINTS
 
 

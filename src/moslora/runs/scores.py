@@ -69,7 +69,8 @@ class Score:
 
     @property
     def main(self) -> Share:
-        """Main accuracy: per character if the task has one, otherwise ``accuracy``."""
+        """Main accuracy: that by scores per character (lm-eval's ``acc_norm``) if the task has it, else
+        ``accuracy``."""
         if self.accuracy_per_character is None or self.interval_per_character is None:
             return self.plain
         return Share(self.accuracy_per_character, self.standard_error_per_character, self.interval_per_character)

@@ -15,10 +15,10 @@ MAX_STRENGTH = 2.0
 
 @dataclass(frozen=True)
 class Strength:
-    """Factor with which an adapter applies the change of a run.
+    """Strength of an adapter, and the run whose change of the base it scales.
 
     Attributes:
-        value: C.
+        value: factor C of the change, W + C · (W' − W).
         run: name of the run.
         adapter: sha256 of the run's own weights.
     """

@@ -62,7 +62,7 @@ PLAIN_POSITIONS = 128
 
 
 def norm(draw: Draw) -> Sequence[Tensor]:
-    """RMSNorm and the product by an adapter that recomputes it."""
+    """RMSNorm, then an adapter's product whose backward pass computes the norm again."""
     x = draw.states()
     a = draw(RANK, draw.config.hidden_size)
     weight = draw.weight(draw.config.hidden_size)

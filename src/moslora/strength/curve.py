@@ -106,7 +106,7 @@ class Curve:
 
     Attributes:
         adapter: sha256 of its weights.
-        loss: loss of the held-out rows, nats per label token, which decides.
+        loss: loss of the held-out rows, nats per label token, by which a strength is recommended.
         others: measures that are shown beside the loss.
     """
 

@@ -284,7 +284,7 @@ class Task(HasWording):
         return bool(self.splits) and not (self.hub or self.wheel)
 
     def text(self, value: Any) -> Example:
-        """Text of this set as an `Example`; a `ValueError` says what is wrong with it."""
+        """Make an `Example` of one text of this set; a `ValueError` says what is wrong with it."""
         text = _text("text", value)
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         return Example(f"{self.name}/{digest}", self.name, "", (text,), 0, wording=self.wording)

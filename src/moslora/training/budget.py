@@ -95,7 +95,7 @@ class RankBudget:
             self.averages[f"{name}:spread"].lerp_((importance - mean).abs(), 1 - BETAS[1])
 
     def scores(self) -> Tensor:
-        """Importance S of every triplet, layer after layer, shape ``(first,)``."""
+        """Importance S of every triplet, layer after layer, shape ``(first,)``, the number of triplets at the start."""
         s = {name: self.averages[f"{name}:mean"] * self.averages[f"{name}:spread"] for name in self._parameters}
         of_layers = []
         for name, _ in self._layers:

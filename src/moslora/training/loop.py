@@ -88,7 +88,7 @@ class TrainState:
 
     @cached_property
     def _shares(self) -> list[bool]:
-        """Whether a beginning that all rows share is computed once: without dropout, and in training."""
+        """Whether a beginning that all rows share is computed once, which needs training without dropout."""
         return [shares_beginnings(self.model, training=training) for training in (False, True)]
 
     @property

@@ -1,7 +1,8 @@
 """Share k of the adapter that a server computes: server = base + k · (run − base), fitted on log-probabilities.
 
-For each option of each question, y is its log-probability in nats minus the mean over the question's options. This
-leaves out what all options share, where an adapter soon has its full effect, whatever its scale. Then
+For each option of each question, y is its log-probability in nats minus the mean over the question's options.
+Subtracting the mean removes what all options share, such as the form of the answer, which even a weak adapter has
+learned. Then
 
     k = Σ (y_server − y_base) (y_run − y_base) / Σ (y_run − y_base)²
 
