@@ -107,7 +107,7 @@ def exact_log_sum(log_sum: Tensor, rounded: Tensor, exact: Tensor, dtype: torch.
 
 
 def pieces(states: Tensor, weight: Tensor, rows: Tensor, targets: Tensor) -> Iterator[Piece]:
-    """Yield the logits of n positions for one piece of the vocabulary after another, in sizes by :func:`sizes`.
+    """Yield the probabilities of n positions for one :class:`Piece` of the vocabulary after another.
 
     log Σ exp z is z − log p of the likeliest token, whose p has the smallest relative rounding error. If p is near 1,
     log p is log(1 − Σ p) over the other tokens. On a CPU the softmax is in the logits' dtype, with float32 inside: a
