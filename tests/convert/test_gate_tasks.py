@@ -58,7 +58,7 @@ def test_eval_notes_untrained_tasks(two_of_three, tmp_path, capsys):
     results, _ = evaluate_target(target, limit=2, out=tmp_path / "e")
     assert list(results.tasks) == ["boolq", "arc_easy", "obqa"]
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "gate" in line]
-    assert says(line, "note: ", "never trained on arc_easy", "only on obqa, boolq")
+    assert says(line, "note: ", "trained on obqa, boolq only", "for arc_easy it is random")
     for changed in (open_target(str(two_of_three), base=True), target):
         tasks = ("obqa",) if changed is target else None
         evaluate_target(changed, tasks=tasks, limit=2, out=tmp_path / str(changed.base) / "x")
