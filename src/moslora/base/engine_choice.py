@@ -76,10 +76,10 @@ def choose_engine(
     computed_here: bool = True,
     trust_remote_code: bool = False,
 ) -> None:
-    """Choose the engine of ``model``, which has transformers' modules and perhaps adapters, and put our modules in for
-    ours.
+    """Choose the engine that computes ``model``, and for our engine put our modules in place of transformers'.
 
-    Without ``computed_here``, or where transformers' modules are slow, the twin is compared instead. All processes of a
+    Ours is chosen if both compute the same numbers. Without ``computed_here``, or where transformers' modules are slow,
+    a small twin of the model is compared instead. All processes of a
     group follow the verdict of the first, which is cached (`moslora.base.disk_cache`).
 
     Raises:

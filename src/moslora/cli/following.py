@@ -46,10 +46,10 @@ def say_strength(run: "Run") -> None:
 
 
 def after_scoring(folder: Path, run: "Run", *, words: Sequence[str]) -> Sequence[str]:
-    """Choose the command after ``words``, which evaluated ``run`` in ``folder``.
+    """Choose the command to suggest after ``words``, which evaluated ``run`` into ``folder``.
 
-    It is the same evaluation of the base, or of the run, if that is missing, or else the comparison of both. After the
-    evaluation of a checkpoint there is none.
+    If the base has no such evaluation, it is that of the base; if the run has none, that of the run; otherwise the
+    comparison of both. After the evaluation of a checkpoint nothing is suggested.
     """
     from moslora.runs.run import SETTINGS, base_of, result_of
 

@@ -63,7 +63,8 @@ class TokenTexts:
 
     @cached_property
     def _forms(self) -> Sequence[Mapping[str, int]]:
-        """For each form of texts, the token of each text, or `SEVERAL`."""
+        """Text -> token, for each way in which a server may write the texts of tokens; `SEVERAL` if tokens share a
+        text."""
         forms: list[dict[str, int]] = []
         vocabulary = range(len(self.tokenizer))
         for texts in zip(*self.names(vocabulary), strict=True):

@@ -101,7 +101,7 @@ class Cost:
     launched: float = 0.0
 
     def seconds(self, gpu: Gpu, *, dtype: DType) -> list[float]:
-        """Estimate the fast and the slow end of the time on one such GPU, limited by the device or by the host."""
+        """Estimate the time on one ``gpu`` in seconds, its fast and its slow end; the device or the host limits it."""
         peak, shares = (gpu.single, SHARE_OF_FLOAT32_PEAK) if dtype == "float32" else (gpu.half, SHARE_OF_PEAK)
         ends = []
         for share, of_bandwidth, of_layer in zip(shares, SHARE_OF_BANDWIDTH, HOST_OF_A_LAYER, strict=True):

@@ -77,7 +77,8 @@ class Recipe(Section):
         return tuple(tasks[name] for name in names)
 
     def changed_by(self, key: str) -> Changes:
-        """Say what another value at a dotted key changes in this recipe.
+        """Return the aspect of a run of this recipe that another value at a dotted key changes, such as what is
+        trained.
 
         The size of the micro-batches changes what is trained only with a gate's `balance`, a penalty over the rows of
         one micro-batch. Settings of the validations change what is trained if the validations decide the result.

@@ -143,7 +143,8 @@ def without_double(quantization: str) -> str:
 
 
 def differences(one: Conditions, other: Conditions, *changing: Changes) -> list[str]:
-    """`key was …, is …` for every differing fact that is marked with one of ``changing``, over tasks that both have."""
+    """`key was …, is …` for every fact that differs and determines one of the aspects ``changing``, over common
+    tasks."""
     both = one.data.keys() & other.data.keys()
     then, now = (its.of_tasks(both).facts(*changing) for its in (one, other))
     return [*changed_keys(then, now).values()]

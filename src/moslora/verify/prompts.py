@@ -54,8 +54,8 @@ class PromptTests:
         return self.prepared.tasks[0].scorer.format.name == "chat"
 
     def verdict(self, verdict: Verdict) -> Verdict:
-        """Return the ``verdict`` on the answers, a verdict that the server makes another prompt than the run's, or that
-        this is undecided because it could not be tested."""
+        """Return ``verdict``, unless it agrees with the run and the server turns a request into other prompts than the
+        run, or this could not be tested; then a verdict that says so."""
         if not verdict.agrees:
             return verdict
         if self.served.without_bos:
