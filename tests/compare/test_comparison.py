@@ -295,7 +295,7 @@ def test_independent_seeds_are_not_paired():
     assert compare_arms(arms(a={0: lora[0]}, b={7: other[7]})).main.paired
     for allowed, against, named in (
         ([], other, r"too few seeds in common.*--allow seeds"),
-        (["seeds"], {7: other[7]}, r"a and b.*two runs or more of each"),
+        (["seeds"], {7: other[7]}, r"a and b.*two or more runs of each arm unpaired"),
     ):
         with pytest.raises(UsageError, match=named):
             compare_arms(arms(a=lora, b=against), allowed=allowed)

@@ -89,7 +89,7 @@ REFUSED = {
 @pytest.mark.parametrize("method", REFUSED)
 def test_a_change_that_is_not_linear_is_refused_in_a_line(method, world, tmp_path):
     folder = moved(recipe_of(method, world, tmp_path, *REFUSED[method]), tmp_path / "adapter")
-    with pytest.raises(UsageError, match=in_order(str(folder), "only a change of low rank")) as refused:
+    with pytest.raises(UsageError, match=in_order(str(folder), "only a low-rank update")) as refused:
         write_at_strength(folder, C, tmp_path / "weaker")
     assert "\n" not in str(refused.value) and not (tmp_path / "weaker").exists()
 

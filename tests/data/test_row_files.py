@@ -119,7 +119,7 @@ def test_parquet_keeps_its_types(tmp_path):
         ('asked,a,b,right\n"q\nr",1,2,0\nq,1,"2"x,0\n', [":4: malformed CSV"]),
         ('asked,a,b,right\n"q",1,2,0\n"q,1,2,0\nq,1,2,0\n', [":3: malformed CSV", "quote"]),
         ("asked;a;b;right\nq;1;2;0\n", [": row 1: question: 'asked' is undefined; the row has asked;a;b;right"]),
-        ("asked,a,a,right\nq,1,2,0\n", ["share a name", "a, a"]),
+        ("asked,a,a,right\nq,1,2,0\n", ["the same name", "a, a"]),
         ("asked,a,b,right\n", [": contains no rows"]),
         ("asked,a,b,right\nä,1,2,0\n", ["cannot be read as UTF-8"]),
     ],

@@ -63,7 +63,7 @@ class Rows:
 
     @cached_property
     def paths(self) -> list[list[int]]:
-        """Keys that each row continues, and its own. Without preceding tokens a key's place is its token's."""
+        """For each row the places of its keys: first those of the tokens that it continues, then its own."""
         return [[*past, *range(*bounds)] for past, bounds in zip(self.pasts, self.key_bounds, strict=True)]
 
     @cached_property
