@@ -260,7 +260,7 @@ def _take_back(folder: Path) -> None:
 
 
 def _moved(folder: Path) -> list[Path]:
-    """List the entries of ``folder`` that its lock file names, with the same inode."""
+    """List the entries that an unfinished move has put into ``folder``: its lock file names them with their inodes."""
     try:
         inodes = json.loads((folder / LOCK).read_bytes())
         names = {*os.listdir(folder)} & inodes.keys()

@@ -352,7 +352,7 @@ def _new_layer(
 
 
 def _settle(layer: AdapterLinear, weight_of: Callable[[nn.Module], Tensor]) -> None:
-    """Move the adapter to its base's device, and remove the part of the base that it started with from the base."""
+    """Move the adapter to its base's device. If it starts as a part of the base (PiSSA), subtract that part from it."""
     base = layer.base
     layer.base = nn.Identity()  # the base stays where it is
     layer.to(next(base.parameters()).device)

@@ -31,7 +31,8 @@ class Family(nn.ModuleList):
     """Layers that read the same x and drop the same entries of it."""
 
     def forward(self: Any, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """A of all layers, stacked, ``(layers · r, in_features)``, and B of each, ``(out_features, r)``, in ``dtype``.
+        """Return A of all layers, stacked, ``(layers · r, in_features)``, and B of each, ``(out_features, r)``, in
+        ``dtype``.
 
         The factors are scaled, see :meth:`AdapterLinear.scaled_factors`.
         """
@@ -114,7 +115,8 @@ def _fold_part(part: Sequence[Alike], dtype: torch.dtype) -> None:
 
 
 def _fold(alike: Alike, dtype: torch.dtype) -> None:
-    """Fold the factors of families that differ only in their weights, and store them in the layers' context."""
+    """Fold the factors of families (layers with a common input) of equal shapes together, and store them for the pass
+    in the layers' context."""
     first_family, first_weights = alike[0]
     stacked = {}
     for name in first_weights:

@@ -132,11 +132,11 @@ def _why_not(
 
 
 def _compare(model: PreTrainedModel, wanted: EngineChoice, *, rounded: bool = False) -> str | None:
-    """How our engine's numbers differ on ``model``, which stays unchanged; ``None`` if they are equal, or if
+    """Say how our engine's numbers differ on ``model``, which stays unchanged; ``None`` if they are equal, or if
     transformers' engine is wanted. With ``rounded``, only differences that rounding cannot explain count.
 
     Raises:
-        MeaninglessLogits: transformers' own logits cannot be compared with.
+        MeaninglessLogits: transformers' own logits are no reference, as they are not finite or all zero.
     """
     name = type(model).__name__
     with _off_start(model):

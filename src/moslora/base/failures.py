@@ -83,7 +83,7 @@ def _explained(error: Exception, report: str, *, name: str, what: str) -> Except
 
 @contextmanager
 def or_out_of_memory(line: str) -> Iterator[None]:
-    """Turn running out of GPU memory into an error with this ``line``."""
+    """Turn running out of GPU memory inside the block into an error whose message is ``line``."""
     try:
         yield
     except RuntimeError as error:

@@ -93,7 +93,8 @@ def _judge_dtype(dtype: DType, computing: torch.device) -> None:
 
 
 def _read_model(section: ModelSection, device: torch.device) -> PreTrainedModel:
-    """Return transformers' model, whose config and weights are checked. Quantised, or on a GPU, it is on ``device``."""
+    """Return transformers' model, whose config and weights are checked. It is on ``device`` if that is a GPU, or if it
+    is quantised."""
     options: dict[str, Any] = {"revision": section.revision, "trust_remote_code": section.trust_remote_code}
     on_cpu = device.type == "cpu"
     placement: dict[str, Any] = {}

@@ -171,7 +171,8 @@ def is_drawn_from_the_base(settings: Mapping[str, Any]) -> bool:
 
 
 def peft_settings(recipe: Any) -> dict[str, Any]:
-    """Return `settings_of` the recipe's method, and the seed if it splits the base at random."""
+    """Return `settings_of` the recipe's method, and the seed if it decomposes the base by a random algorithm, as PiSSA
+    may."""
     settings = settings_of(config_of(recipe.adapter))
     if is_drawn_from_the_base(settings):
         settings["seed"] = recipe.seed

@@ -76,7 +76,7 @@ def adapter_to_convert(
 
 
 def adapter_at(run: Path, *, doing: str, trust: bool) -> Path:
-    """Find the adapter folder of ``run``; note an unfinished run."""
+    """Find the adapter folder of ``run``; print a note if the run is unfinished."""
     from moslora.runs.run import locate_adapter, remark_on_unfinished
 
     run = as_run(run, trust_remote_code=trust)

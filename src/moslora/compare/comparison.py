@@ -29,13 +29,13 @@ class Comparison:
     """Contrasts of arms, on the questions that all of their runs answered.
 
     Attributes:
-        arms: arms of the contrasts, and others.
+        arms: all arms that were named, also those in no contrast.
         named: contrasts named beforehand that have runs, or the only contrast of two arms.
         exploratory: contrasts of every other arm with the first, if at most one was named.
         count: number of contrasts named beforehand, with runs or without.
-        left_out: lines on the questions and runs that were left out.
+        left_out: messages on the questions and runs that were left out.
         own_margin: largest negligible difference, if one was named; ``None`` for the outcome's.
-        least_shared: smallest share of a run's answers to a task whose questions all runs answered.
+        least_shared: smallest share, over runs and tasks, of a run's answers to questions that all runs answered.
     """
 
     arms: tuple[Arm, ...]

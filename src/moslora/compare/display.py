@@ -73,7 +73,7 @@ def _contrast_table(contrast: Contrast) -> list[list[str]]:
 def _by_arm(
     comparison: Comparison, columns: Sequence[str], rows: Sequence[tuple[Contrast, list[str]]]
 ) -> list[list[str]]:
-    """Return a row per contrast, below a row for its first arm.
+    """Return a row for each first arm, and below it a row for each of its contrasts.
 
     Args:
         comparison: comparison of these contrasts.

@@ -83,7 +83,7 @@ def runs_at(path: Path) -> dict[Path, str | None]:
 def _runs_of_experiment(path: Path, index: ExperimentIndex, *, evaluation: str | None) -> list[ComparedRun]:
     """Return the scored runs of an experiment, from its tables and from folders. Notes diverged and missing runs.
 
-    An arm with run folders was continued, perhaps at another learning rate. Only table rows at that rate count.
+    If an arm also has run folders, it was continued, and only table rows at the learning rate of those folders count.
     """
     rates: dict[str | None, float] = {run.arm: run.learning_rate for run in index.runs}
     rows = [row for row in read_tables(path) if row.role == "scored" and rates.get(row.arm, row.rate) == row.rate]

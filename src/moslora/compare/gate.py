@@ -52,7 +52,7 @@ class Gate:
 
     @property
     def member(self) -> Member:
-        """Interval and p values of the contrast."""
+        """Interval and p values of the contrast in its family."""
         ((_, member),) = members_of(self.comparison)
         return member
 

@@ -47,7 +47,7 @@ class Sample(NamedTuple):
 
     Attributes:
         id: its id in the log.
-        scores: metric -> score, of one row; (metric, filter) -> score, of all its rows.
+        scores: by metric while they are of one row of the log; by (metric, filter) once its rows are joined.
         hashes: name -> hash, by the names of `HASHES`.
         gold: position of the right option, -1 if it is not known.
         shared: text that it shares with the questions of its cluster, or "".

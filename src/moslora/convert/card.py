@@ -99,7 +99,8 @@ def write_card(
 
 
 def how_to_use(out: Path, adapter: Path) -> str:
-    """Lines that say where ``out`` is, how to load it and how to upload it. It was made from the folder ``adapter``."""
+    """Lines that say where ``out`` is, how to load it and how to upload it; ``out`` was made from the folder
+    ``adapter``."""
     recipe = load_recipe(adapter / RECIPE)
     allowed = "-".join(re.findall(r"\w+(?:\.\w+)*", recipe.name, re.ASCII)) or "NAME"
     command = f"hf upload OWNER/{allowed} {shlex.quote(str(out))} --private"

@@ -158,7 +158,10 @@ def _refuse_misfits(recipe: Recipe, layers: Layers, weights: Path) -> None:
 def _add(
     parts: Mapping[str, Tensor], scale: float, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
 ) -> Tensor:
-    """Add s · lora_B(lora_AB(lora_A(x))) to a layer's ``output`` ``(…, out)``; x is ``inputs[0]`` ``(…, in)``."""
+    """Add s · lora_B(lora_AB(lora_A(x))) to a layer's ``output`` ``(…, out)``; x is ``inputs[0]`` ``(…, in)``.
+
+    ``lora_AB`` is the mixer of the MoSLoRA repository's PEFT; plain LoRA has none.
+    """
     x = inputs[0]
     for part in OURS:
         if part in parts:

@@ -59,8 +59,9 @@ def merge(
     The base is loaded once, and a second time if an adapter over a quantised base is merged onto the original weights,
     or if PEFT merges, in float32. The written model is loaded once.
 
-    ``task`` fixes a task gate. ``dtype``, by default the recipe's, is that of the weights and of both models compared.
-    One model is in memory at a time; only ``dequantized`` keeps the quantised layers as well.
+    ``task`` is the task at which a task gate is fixed. ``dtype``, by default the recipe's, is that of the weights and
+    of both models compared. One model is in memory at a time; ``onto="dequantized"`` keeps the quantised layers as
+    well.
 
     Raises:
         MosloraError: the merged model differs by more than rounding explains; nothing is written.

@@ -65,7 +65,10 @@ def weight_sums(merged: Tensor, *, exact: Tensor, plain: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Proof:
-    """Distances of a merged model, whose weights are right, in mean |Δ log p| over :data:`PROMPTS`, nats."""
+    """Distances between a merged model and the base with its adapter, in mean |Δ log p| over :data:`PROMPTS`, nats.
+
+    The weights of the merged model have been checked before.
+    """
 
     mean_error: float  # between the adapter model and the merged model
     rounding: float  # part of it that the merge causes; the rest comes from the base's quantisation

@@ -1,7 +1,8 @@
 """An adapter at strength C, which changes the base C times as much: W + C · (W' − W) (WiSE-FT, arXiv 2109.01903).
 
-ΔW = s · B · M · A is linear in B and in M, and so is the output of a gate. C is multiplied into the one that starts at
-zero, since a training that continues the adapter may hold the other one at or near its start.
+ΔW = s · B · M · A is linear in B and in M, and so is the output of a gate. C is multiplied into
+whichever of B and M starts at zero, as a training that continues the adapter may freeze the other one, or pull it
+towards its start.
 """
 
 import shutil

@@ -116,7 +116,8 @@ def _has_rows(task: Task, split: Split, source: str) -> bool:
 def count_overlaps(
     training: Mapping[str, Sequence[Example]], test: Mapping[str, Sequence[Example]]
 ) -> dict[str, Overlap]:
-    """Count the repeats within each task's training rows, and its test rows among all training rows."""
+    """Count the repeats within each task's training rows, and how many of its test rows are also training rows of any
+    task."""
     contents_of = {task: list(map(content, examples)) for task, examples in training.items()}
     trained = set(chain.from_iterable(contents_of.values()))
     questions = {row.question for row in trained}

@@ -51,7 +51,7 @@ class InWords:
         return [Turn("system", self.system)] if self.system else []
 
     def limited(self, example: Example) -> Example:
-        """``example`` with this limit of its answer."""
+        """``example`` with `max_tokens` as the largest number of tokens of its answer."""
         words = example.wording
         if self.max_tokens is None or not isinstance(words, OpenEnded):
             return example

@@ -59,10 +59,9 @@ def blocks(
     """Cut a task into blocks.
 
     Args:
-        examples: all questions of the task, in any order.
-        limit: number of wanted questions, the first in the order of `order_key`; ``None`` for all.
-        exact: shapes do not change results, as in float32, so only the wanted questions are computed.
-        skip: number of questions that are left out before the wanted ones.
+        examples: all questions of the task, in any order. limit: number of wanted questions, the first in the order of
+        `order_key`; ``None`` for all. exact: shapes do not change results, as in float32, so only the wanted questions
+        are computed; otherwise whole blocks are. skip: number of questions that are left out before the wanted ones.
         size: number of questions in a block.
     """
     ordered = sorted(examples, key=lambda example: order_key(example.id))

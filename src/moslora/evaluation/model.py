@@ -424,9 +424,9 @@ def _in_a_form_it_takes(served: Served, ids: list[int]) -> Served:
 
 
 def each_reply(ask: Callable[[Item], Output], items: Sequence[Item], *, at_once: int) -> Iterator[Output]:
-    """Yield what ``ask`` returns for each item, in the order of completion, and raise its first error.
+    """Yield what ``ask`` returns for each item, in the order of completion; raise the first error that ``ask`` raises.
 
-    The pool's threads are daemons, so Ctrl-C ends a program that waits for a server.
+    The pool's threads are daemons, so that Ctrl-C ends the program while a server has not answered.
     """
     with ThreadPool(at_once) as pool:
         yield from pool.imap_unordered(ask, items)

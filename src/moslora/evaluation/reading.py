@@ -76,8 +76,12 @@ class TokenTexts:
         return forms
 
     def token(self, likely: Likely, listed: Sequence[Likely]) -> int | None:
-        """Return the token of one of a server's ``listed`` entries: by its id, or else by its text if this names the
-        same token in every form that fits the listed texts; ``None`` otherwise."""
+        """Return the token that an entry of a server's list is: by its id, or else by its text; ``None`` if that is
+        unsure.
+
+        Servers write the texts of tokens in several ways. A text counts if it is the same token in every way that fits
+        all ``listed`` texts.
+        """
         if likely.id is not None:
             return likely.id
         fits = [sum(other.token in form for other in listed) for form in self._forms]
@@ -183,7 +187,7 @@ class Forced(TokenByToken):
 
 
 class Allowed(Forced):
-    """Make the token the only one allowed, by a field of vLLM, and read its log-probability."""
+    """Ask vLLM to allow one token only, by a field of its requests, and read that token's log-probability."""
 
     says = "token by token, each the only one allowed"
 

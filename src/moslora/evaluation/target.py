@@ -40,10 +40,10 @@ class Target:
     Attributes:
         model: settings with which the base is loaded.
         request: settings of its evaluation, from the recipe or by default.
-        recipe: recipe of the run; for a merged model, the part that its folder stores.
+        recipe: recipe of the run; for a merged model, the part of it in ``moslora.yaml``.
         trained: adapter folder of the run, also if the base alone is scored; ``None`` for a model without a run.
         base: whether the run's base is scored, without the adapter.
-        strategy: strategy of several processes (`moslora.choices.Strategy`).
+        strategy: how several processes compute, ``ddp`` or ``fsdp`` (`moslora.choices.Strategy`).
         remark: remark on the adapter of an unfinished run; empty for others.
     """
 

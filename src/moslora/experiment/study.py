@@ -213,7 +213,8 @@ class Study:
     def write_index(self) -> None:
         """Write ``experiment.json``, which lists every scored run that is done and in no table.
 
-        A run of an arm that is not among those to run counts only if it and the search for its rate match the plan.
+        A run of an arm that this command does not run is listed only if the run, and the search for its rate, match the
+        plan.
         """
         runs = []
         for planned in self.with_all_arms().scored_runs():

@@ -191,8 +191,8 @@ class CachedPass:
     def _over_cache(self, layer: _Layer, query: Tensor, window: int | None) -> Tensor:
         """Attention of the continued rows' tokens, from ``(heads, n, size)`` to ``(n, heads, size)``.
 
-        The heads that share a key are one product with it, and so are all rows with the common beginning. The softmax
-        is computed in float32.
+        Heads that share a key are multiplied with it in one product; so are all rows with the keys of the common
+        beginning. The softmax is computed in float32.
         """
         heads, count, size = query.shape
         by_key = (count, layer.heads, heads // layer.heads)  # n, K, heads that share a key

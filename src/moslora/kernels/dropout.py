@@ -84,7 +84,7 @@ class Dropout(nn.Module):
 def zero_dropped(x: Tensor, drawn: Tensor | None, *, in_place: bool = False, plus: Tensor | None = None) -> Tensor:
     """Return ``x`` with zeros for the entries that :meth:`Dropout.draw` returned, plus ``plus`` of the same shape.
 
-    ``x`` may be overwritten with ``in_place`` or ``plus``.
+    ``x`` itself may be overwritten if ``in_place`` is true or ``plus`` is given.
     """
     if drawn is None:
         return x if plus is None else x.add_(plus)

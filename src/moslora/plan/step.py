@@ -33,7 +33,7 @@ from moslora.training.objective import LabelLoss
 
 @dataclass(frozen=True)
 class Work:
-    """Largest micro-batch of a process."""
+    """Rows of the largest micro-batch that a process computes."""
 
     lengths: tuple[int, ...]  # tokens of each row, ascending
     labelled: float  # share of the tokens that have a label

@@ -217,9 +217,10 @@ def _reports(error: Exception) -> bool:
 
 
 def _is_reported(error: Exception) -> bool:
-    """Wait at most :data:`REPORT` until a fault is printed; return whether another process prints a fault.
+    """Wait, at most :data:`REPORT`, until a process has printed its fault; return whether another process has.
 
-    If this process ended first, a launcher would stop the reporting process, or would not learn that one was killed.
+    If this process ended earlier, the launcher would stop the process that is still printing, or would not learn that a
+    process had been killed.
     """
     if not dist.is_initialized():
         time.sleep(REPORT.total_seconds())

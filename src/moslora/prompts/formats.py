@@ -42,7 +42,8 @@ class Format(ABC):
 
     @abstractmethod
     def options(self, example: Example) -> tuple[Option, ...]:
-        """Options as evaluation text, in the order of the choices; the response alone for an open-ended question."""
+        """Prompt and answer of each option, whose answers evaluation scores; for an open-ended question the response
+        alone."""
 
     @abstractmethod
     def generation_prompt(self, example: Example) -> str:

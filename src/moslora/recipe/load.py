@@ -79,7 +79,7 @@ def _is_recipe_name(name: str) -> bool:
 
 
 class NamedRows(NamedTuple):
-    """Rows to show or audit."""
+    """Rows that a command line names, to show or audit, and the recipe by which they are shown."""
 
     recipe: Recipe  # says how to show the rows; it lets no code of the model run
     tasks: tuple[Task, ...]

@@ -102,7 +102,8 @@ def result_step(facts: Mapping[str, Any], training: TrainingSection) -> int | No
 
 
 def ending(facts: Mapping[str, Any], training: TrainingSection) -> list[str]:
-    """Lines that say how validations chose the result and the end of a finished run. Arguments as for `result_step`."""
+    """Lines that say how validations chose the result of a finished run, and the step at which it ended. Arguments as
+    for `result_step`."""
     best = best_of(facts)
     if best is None or TRAINED_STEPS not in facts:
         return []

@@ -37,7 +37,7 @@ class Continued:
     state: Mapping[str, Tensor]
 
     def weights(self) -> Mapping[str, Tensor]:
-        """Weights by parameter name, as `AdapterFolder.weights` returns them."""
+        """Weights of the continued adapter by parameter name, as `AdapterFolder.weights` returns them."""
         return self.state
 
 

@@ -101,7 +101,7 @@ class Evaluation:
         return replace(self, tasks=kept)
 
     def planned_by(self, recipe: Recipe) -> "Evaluation":
-        """Return the part of the evaluation that ``recipe`` asks for."""
+        """Return the evaluation with only the tasks and questions that ``recipe`` asks for."""
         return self.restricted_to([task.name for task in recipe.questions.tasks], recipe.evaluation.limit)
 
     def restricted_to(self, tasks: Collection[str], limit: int | None = None) -> "Evaluation":

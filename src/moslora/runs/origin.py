@@ -30,7 +30,7 @@ CONTINUED_FROM = "continued_from"
 
 @dataclass(frozen=True)
 class Origin:
-    """Adapter that weights were made from."""
+    """Adapter from which a merge or an export was made, or which a run continued."""
 
     run: str  # name of its run, or of the folder of PEFT's adapter
     adapter: str  # sha256 of its weights

@@ -134,7 +134,8 @@ def results_of(evaluation: Evaluation) -> Results:
 
 
 def _without_leaks(evaluation: Evaluation, tasks: Collection[str]) -> WithoutLeaks | None:
-    """Compute the numbers of ``tasks`` without leaks; ``None`` if the leaks of a task are unknown."""
+    """Compute the numbers of ``tasks`` without leaks, the test questions that are also training rows; ``None`` if the
+    leaks of a task are unknown."""
     kept: dict[str, TaskAnswers] = {}
     counts: dict[str, int] = {}
     compared_with: dict[str, None] = {}

@@ -96,8 +96,8 @@ class Piece:
     """Piece of the engine that is compared with its plain formula.
 
     Attributes:
-        part: its name in `moslora.kernels.plain.PIECES`, or the setting with which a run works without it.
-        compute: computes the results from the inputs; by the plain formula if ``Draw.plain``.
+        part: its name in `moslora.kernels.plain.PIECES`, or, for a piece without one, the setting that avoids it.
+        compute: computes the results from the inputs of a `Draw`; by the plain formula if its ``plain`` is true.
         tolerances: dtype -> maximum :func:`distance`.
         draws: number of random inputs. With several, the mean distance may also be :data:`TIMES_PLAIN` times that of
             the plain formula in the same dtype.

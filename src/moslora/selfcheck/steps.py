@@ -83,8 +83,8 @@ def train_state(draw: Draw, model: PreTrainedModel, strategy: Strategy = "ddp") 
 
 
 def training_loop(draw: Draw, *, config: PretrainedConfig) -> Sequence[Tensor]:
-    """Losses of some steps of the training loop, and the changes of the weights; the plain formula writes out the
-    steps.
+    """Losses of some training steps, and the changes of the weights: by the training loop, or, if ``draw.plain``, with
+    the steps written out in plain torch.
 
     In float16 the loop uses the scaler.
     """

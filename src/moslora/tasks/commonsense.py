@@ -222,7 +222,8 @@ def canonical_task(name: str) -> str | None:
 
 
 def split_names(names: str | Sequence[str], *, group: Sequence[str] = COMMONSENSE) -> tuple[str, ...]:
-    """Names in ``"boolq,piqa"`` or a list of such texts, each once and in order. ``commonsense`` means ``group``."""
+    """Names in ``"boolq,piqa"`` or a list of such texts, each once and in order. The name ``commonsense`` stands for
+    all of ``group``."""
     unique: dict[str, None] = {}
     for part in (names if isinstance(names, str) else ",".join(names)).split(","):
         name = part.strip()

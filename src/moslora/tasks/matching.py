@@ -119,9 +119,10 @@ class Contains(Exact):
     words: ClassVar[str] = "the accepted answer anywhere in the text, as whole words"
 
     def equal(self, answer: str, accepted: str) -> bool:
-        """Whether ``answer`` contains the accepted words, without punctuation or with it, as in "Answer:Lima".
+        """Whether ``answer`` contains the accepted words, as in "Answer:Lima".
 
-        An accepted number must be one of the text's numbers: 1.5 does not contain 15.
+        Both are compared once without punctuation and once with it. An accepted number must be one of the answer's
+        numbers: 1.5 does not contain 15.
         """
         value = number(accepted)
         if value is not None and value not in map(number, _WHOLE_NUMBER.findall(answer)):

@@ -114,7 +114,10 @@ def continued(prompt: str, choices: Sequence[str]) -> list[Option]:
 
 @dataclass(frozen=True)
 class Numbered(Wording):
-    """``{head}{question}`` + one ``{Stem}{i}: {choice}`` per option + ``Answer format: {stem}1/{stem}2…``."""
+    """``{head}{question}`` + one ``{Stem}{i}: {choice}`` per option + ``Answer format: {stem}1/{stem}2…``.
+
+    The stem is the word for an option, such as ``answer`` or ``solution``.
+    """
 
     head: str  # opening words
     stem: str  # label without its number, such as "solution"

@@ -71,10 +71,10 @@ class TrainState:
 
     @property
     def _buckets(self) -> int:
-        """Number of buckets in which gradients are added up: one within a machine.
+        """Number of buckets in which gradients are added up over the processes.
 
-        With gradient checkpointing factors cannot be folded in parts, and a sharded base has exchanges of its own in a
-        backward pass.
+        It is one within a machine; with gradient checkpointing, as factors cannot be folded in parts; and over a
+        sharded base, which has exchanges of its own in a backward pass.
         """
         if world_size() == local_world_size() or self.settings.strategy == "fsdp":
             return 1
@@ -201,11 +201,11 @@ def train(
 
 
 def _reduced(accelerator: Accelerator, losses: Tensor, norm: Tensor, *, stop: bool) -> Callable[[], list[float]]:
-    """Return a function that waits for the loss, the penalty and the wishes to stop of all processes, and the
-    gradient's norm.
+    """Start to add up loss, penalty and stop requests over all processes; return a function that waits for the sums,
+    and for the gradient's norm.
 
-    They are reduced once a step, together; the norm is the same everywhere. The host then waits for these numbers, but
-    not for what the device was given to compute since.
+    They are reduced together, once a step; the norm is the same everywhere. The function waits for these numbers alone,
+    and not for work that the device was given later.
     """
     own = torch.cat([losses, losses.new_full((1,), stop)])
     everyones = accelerator.reduce(own, reduction="sum")
@@ -224,10 +224,11 @@ def _reduced(accelerator: Accelerator, losses: Tensor, norm: Tensor, *, stop: bo
 
 
 def rehearse(state: TrainState, *, first_step: int) -> None:
-    """Compute the step with the largest pass of any process, from ``first_step`` on, and discard its gradient, so that
-    a GPU's memory that is too small shows at once, not after hours.
+    """Before training, compute the step from ``first_step`` on that has the largest pass, and discard its gradient.
 
-    The optimizer's moments are made first, as in any step but the first. They stay, and training changes by no bit.
+    So a GPU's memory that is too small shows at once, not after hours. The optimizer's moments are created before, so
+    that they take memory as in every step but the first, and are kept. The training's results are the same, bit for
+    bit.
     """
     lengths = state.rows.lengths()
     processes = state.accelerator.num_processes

@@ -48,7 +48,7 @@ class Training:
     writing: list[Future[None]] = field(default_factory=list)  # the checkpoint that is being saved
 
     def facts(self, *, steps: int) -> dict[str, Any]:
-        """Facts for the manifest after ``steps`` updates, and for the card."""
+        """Facts after ``steps`` updates, for the adapter's manifest and for the card ``run.json``."""
         facts = {
             "data": self.data.facts(self.state.plan, steps=steps),
             "encoding": self.data.encoding,

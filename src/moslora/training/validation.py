@@ -41,7 +41,7 @@ class Validator:
         return self.questions.prepared.wanted_count
 
     def remarks(self) -> list[str]:
-        """Line for the user on the questions, if there are any."""
+        """Line for the user on how many validation questions are asked; empty without questions."""
         if self.questions is None:
             return []
         questions = counted(self.question_count, "validation question")

@@ -44,7 +44,7 @@ class PromptTests:
 
     @cached_property
     def probes(self) -> list[EncodedQuestion]:
-        """Answered questions that are continued in another form."""
+        """Questions that the server has answered, to be sent again with their prompts in another form."""
         answered = [question for question in self.prepared.encoded() if question.example.id in self.answered]
         return answered[:: max(1, len(answered) // PROBES)][:PROBES]
 
@@ -68,7 +68,8 @@ class PromptTests:
         return verdict
 
     def _compare(self, how: str, continued: Callable[[EncodedQuestion], Reply], verdict: Verdict) -> Verdict:
-        """The ``verdict``, if the probes are ``continued`` as they are behind the run's own prompt."""
+        """Return ``verdict`` if the server answers the probes, sent by ``continued``, as behind the run's own prompt;
+        otherwise a verdict that it makes another prompt."""
         another = _another(how, "text" if self.served.as_text else "tokens")
 
         def both(question: EncodedQuestion) -> tuple[Reply, Reply] | Refused:
@@ -108,7 +109,7 @@ class PromptTests:
         return self.served.server.ask("chat/completions", body).of_prompt(len(self._prompt(question)))
 
     def _continued(self, question: EncodedQuestion, served: Served) -> Reply:
-        """The beginning of the answer behind the run's own template."""
+        """What the server continues the question with, sent in the run's own template: the beginning of its answer."""
         fields = {"logprobs": 1} if self.tolerance else {}
         return served.complete(self._prompt(question), max_tokens=BEGINNING, **fields)
 

@@ -217,7 +217,8 @@ class TextEvidence:
 
 
 def judge_texts(evidence: TextEvidence) -> Verdict:
-    """Return the verdict on texts. It is never "run", because texts show neither scale nor quantisation."""
+    """Return the verdict on texts. It is never that the server computes the run: texts show neither scale nor
+    quantisation."""
     if evidence.questions < FEWEST_IN_ALL:
         return _too_few(evidence.questions)
     counts = f"the run's answer to {evidence.like_run} of {evidence.questions} questions"

@@ -57,7 +57,7 @@ def verify(
         address: address of the server.
         model: the model's name on the server; ``None`` if the server has only one.
         tasks: names of tasks, separated by commas; ``None`` for those evaluated, else the recipe's.
-        limit: number of questions of each task; ``None`` for 64 in all, 0 for all.
+        limit: number of questions of each task; ``None`` for 64 over all tasks together, 0 for all questions.
         evaluation: name of the evaluation's folder; ``None`` for the only one, or the recipe's.
         dtype: precision of the server; ``None`` for the evaluation's.
         at_once: number of questions asked at the same time.
