@@ -60,7 +60,7 @@ class Options(StrictModel):
 
 
 class BlockOptions(Options):
-    """Options of a mixer of equal blocks."""
+    """Options of a mixer whose rank is split into k parts of equal size."""
 
     parts: ClassVar[str] = "blocks"
 
@@ -159,7 +159,8 @@ class DiagonalOptions(Options):
 
 
 class InputSplitOptions(BlockOptions):
-    """Experts that each read a slice of the input: ΔW = [B₁A₁ | … | BₖAₖ]. k also divides the input features."""
+    """Experts that each read a slice of the input: ΔW = [B₁A₁ | … | BₖAₖ]. k must divide the rank and the number of
+    input features."""
 
     kind: Literal["input-split"] = "input-split"
 

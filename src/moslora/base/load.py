@@ -175,7 +175,7 @@ def in_files(layers: Mapping[str, Value], stored: Mapping[str, str]) -> dict[str
     """Return ``layers`` by the names of their weights in the files; ``stored`` is from `stored_names`.
 
     Raises:
-        UsageError: the weights of two are pieces of one in the files, which cannot be merged into.
+        UsageError: the weights of two layers are one tensor in the files, into which no adapter can be merged.
     """
     by_key: dict[str, Value] = {}
     for name, value in layers.items():

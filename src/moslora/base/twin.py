@@ -161,8 +161,10 @@ def _is_per_layer(value: Any, count: int) -> bool:
 
 
 def _kept_layers(values: Mapping[str, Any], count: int) -> list[int]:
-    """Return the first layer of each kind, by the config's lists of values per layer, and the last layer if all are
-    alike."""
+    """Return the layers that a twin keeps: the first of each kind, and also the last if all are alike.
+
+    Layers are of one kind if they have the same values in the config's lists of a value per layer.
+    """
     columns = [value for value in values.values() if _is_per_layer(value, count)]
     kinds: dict[str, int] = {}
     for layer in range(count):

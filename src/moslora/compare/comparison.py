@@ -98,7 +98,7 @@ class Comparison:
         """Return the comparison of a log's score with its direction: 1 if more is better, -1 if less is.
 
         Raises:
-            UsageError: it is known which values of the outcome are better.
+            UsageError: the outcome's direction is already known.
         """
         if self.outcome.direction:
             raise UsageError(f"--better: moslora knows which direction of {self.outcome.name} is better; leave it out")

@@ -25,7 +25,7 @@ MOST = 100.0
 
 
 def p_unequal(contrast: Contrast, margin: Margin) -> float:
-    """Return p of a difference of the margin or more in either direction; 1 for a share of an unknown gain.
+    """Return p of the hypothesis that the arms differ by the margin or more; 1 for a share of a gain that is unknown.
 
     The larger p of two one-sided tests.
     """

@@ -59,7 +59,8 @@ class Effect:
 
     @cached_property
     def equivalence_interval(self) -> tuple[float, float]:
-        """Interval of confidence 1 − 2 · `LEVEL`. Within ± m, both one-sided tests reject a difference beyond m."""
+        """Interval of confidence 1 − 2 · `LEVEL`. If it lies within ± m, both one-sided tests reject a difference
+        beyond m."""
         return self.distribution.interval(2 * LEVEL)
 
     @cached_property

@@ -129,7 +129,7 @@ def read_tables(folder: Path) -> Sequence[FinishedRun]:
 
 @lru_cache(maxsize=4)
 def _read_once(folder: Path, version: tuple[tuple[int, int, int], ...]) -> Sequence[FinishedRun]:
-    """Return the runs in this version of the files."""
+    """Return the runs in the tables, read once until a file changes, which changes ``version``."""
     index = read_index(folder)
     if index is None or index.card is None:
         raise MosloraError(f"{folder / EXPERIMENT}: says nothing of the tables beside it; pack the runs again")

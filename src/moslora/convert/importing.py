@@ -113,7 +113,7 @@ def import_adapter(
 
 
 def _distance(log_p: Tensor, expected: Tensor) -> float:
-    """Largest difference from ``expected`` over its largest size; both are log-probabilities ``(tokens,)``."""
+    """max |log_p − expected| / max |expected|; both are log-probabilities ``(tokens,)``."""
     return float((log_p - expected).abs().max() / expected.abs().max())
 
 

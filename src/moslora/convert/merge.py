@@ -188,7 +188,8 @@ def _opened(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
 
 @torch.no_grad()
 def _compare_weights(unmerged: Unmerged, layers: Mapping[str, AdapterLinear], out: Path) -> dict[str, Tensor]:
-    """`weight_sums` of each adapted weight in ``out``, against the ΔW of the layer itself rather than of its pair."""
+    """`weight_sums` of each adapted weight in ``out``, compared with the ΔW that the adapter layer itself computes, not
+    with that of the LoRA pair that was merged."""
     sums: dict[str, Tensor] = {}
     with _opened(unmerged.files) as base, _opened(out.glob("*.safetensors")) as merged:
         for key, exact in unmerged.exact.items():

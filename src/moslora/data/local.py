@@ -53,7 +53,8 @@ def find_file(folder: Path, task: Task, split: Split) -> Path | None:
 
 
 def load(source: Path, task: Task, split: Split) -> list[Example]:
-    """Load one split of one set: its file in a folder, or its rows in a mixed file, which has no splits."""
+    """Load one split of one set from its file in a folder; from a mixed file, which has no splits, all rows of the
+    set."""
     if source.is_dir():
         path = find_file(source, task, split)
         if path is None:

@@ -138,7 +138,8 @@ class Replay:
     seed: int
 
     def beside(self, step: int, rows: Sequence[Encoded]) -> list[Encoded]:
-        """Draw the texts of ``step``, which has these ``rows``; the last text is cut at its end."""
+        """Draw the texts that ``step`` replays beside its ``rows``; the last text is cut to the share of
+        `data.replay`."""
         left = round(label_count(rows) * self.share / (1 - self.share))
         generator = random.Random(f"{self.seed}/replay/{step}")
         drawn = []

@@ -147,8 +147,8 @@ class PreparedQuestions:
         return replace(self, tasks=tuple(tasks))
 
     def in_order(self) -> "PreparedQuestions":
-        """Return a copy whose blocks follow the order of the questions, so that more questions behind them change no
-        block but the last."""
+        """Return a copy of the questions whose blocks follow their order, so that further questions at the end change
+        no block but the last."""
         tasks = []
         for task in self.tasks:
             size = len(task.blocks[0].computed)
@@ -396,9 +396,9 @@ def measure_drifts(tasks: Sequence[ScoredTask], model: Model, journal: Journal) 
 def _refuse_unusable(tasks: Sequence[ScoredTask]) -> None:
     """Refuse tasks that cannot be scored before anything is computed.
 
-    For each number of options (the labels decide about ``choice``), the question with the longest text is encoded,
-    which may leave no room for a prompt; and of each task the one with the shortest, which may leave nothing to
-    predict. If these can be encoded, all others most likely can.
+    Encoded are: for each number of options, which decides the labels of ``choice``, the question with the longest text,
+    which may leave no room for a prompt; and of each task the question with the shortest text, which may leave nothing
+    to predict. If these can be encoded, all others most likely can.
     """
     faults: dict[str, None] = {}
     for task in tasks:

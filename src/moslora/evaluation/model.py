@@ -413,7 +413,11 @@ def open_served(server: Server, encoder: Encoder, questions: Sequence[Pairs], *,
 
 
 def _in_a_form_it_takes(served: Served, ids: list[int]) -> Served:
-    """Return ``served`` in the first form in which the server continues the prompt ``ids``."""
+    """Return ``served``, set to send prompts in the first form (tokens, tokens without BOS, text) that the server
+    takes.
+
+    The prompt ``ids`` is tried.
+    """
     impatient = replace(served.server, patient=False)
     for without_bos in (False, True):
         with suppress(Refused):

@@ -177,8 +177,8 @@ class Forced(TokenByToken):
         return written[0].logprob
 
     def works(self, complete: Complete, ids: list[int], answers: Sequence[list[int]]) -> bool:
-        """Whether the server reports log-probabilities from before the logit bias: two different tokens cannot both be
-        certain."""
+        """Whether the server reports log-probabilities from before the logit bias. Then of two tokens, forced in turn,
+        at most one is certain."""
         first = answers[0][0]
         own, *names = self.texts.names([answer[0] for answer in answers])
         others = [answer[0] for answer, texts in zip(answers[1:], names, strict=True) if not {*own} & {*texts}]
@@ -218,7 +218,7 @@ class Likeliest(TokenByToken):
         return None
 
     def works(self, complete: Complete, ids: list[int], answers: Sequence[list[int]]) -> bool:
-        """Whether the server lists several tokens; the answers' tokens may be too unlikely to be among them."""
+        """Whether the server lists several tokens. Whether the answers' tokens are among them is not tested."""
         return len(self._listed(complete, ids)) > 1
 
 

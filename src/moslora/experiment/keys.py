@@ -31,7 +31,7 @@ class AppliedArm(Section):
 
 
 def _layer(value: Any) -> Any:
-    """Return the layer of a recipe's keys; a recipe's name alone is a layer that extends it."""
+    """Return an arm's keys of a recipe as a mapping; a recipe's name alone becomes ``{extends: NAME}``."""
     if isinstance(value, str):
         value = {"extends": value}
     if not isinstance(value, dict):

@@ -66,7 +66,7 @@ def pack_runs(study: Study, out: Path) -> Iterator[str]:
 
 
 def _arms(study: Study, done: Sequence[PlannedRun], before: Card | None) -> dict[str, ArmCard]:
-    """Return arm -> card, from the card of earlier tables and from run folders.
+    """Return arm -> its entry in the card ``experiment.json``, from earlier tables and from run folders.
 
     Args:
         study: experiment in its folder.

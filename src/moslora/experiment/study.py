@@ -123,7 +123,7 @@ class Study:
         return curves
 
     def _remarks(self) -> dict[str, str]:
-        """Return arm -> remark on its curve, of the arms that train."""
+        """Return arm -> remark on its losses by learning rate, without the arms that apply another arm's adapters."""
         return {curve.arm: curve.remark for curve in self._searched() if curve.remark}
 
     def _searched(self) -> list[Curve]:

@@ -224,7 +224,7 @@ def download_line(model: PreTrainedModel) -> str:
 
 
 def as_table(columns: dict[str, Memory]) -> list[list[str]]:
-    """Table with a row for each part of the memory that is not zero everywhere, and their sum."""
+    """Table with a row for each part of the memory, without parts that are zero in all columns, and their sum."""
     rows = [["", *columns]]
     for name in [*(field.name for field in fields(Memory)), "total"]:
         sizes = [getattr(column, name) for column in columns.values()]

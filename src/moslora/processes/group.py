@@ -1,8 +1,8 @@
 """Processes of one command: they form torch's process group, must agree on facts, and end together.
 
 Each process joins the group with its facts or its fault, so that no process waits for a failed one. Rank 0 reports a
-fault that all know. After the group is formed, the rank with a fault reports it. A process that leaves the report to
-another process waits for that report, and reports its own fault if none comes.
+fault that all processes know, as when they form the group. A fault of one process later is reported by that process. A
+process that leaves the report to another process waits for that report, and reports its own fault if none comes.
 """
 
 import gc

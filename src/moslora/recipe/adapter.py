@@ -53,9 +53,9 @@ class AdapterSection(AdapterOptions, Section):
 
     @property
     def linear_weights(self) -> tuple[str, ...]:
-        """Endings of the names of the weights, one per layer, in which ΔW is linear; none if ΔW is linear in none.
+        """Endings of the names of the weights in which ΔW is linear, one per layer; empty if it is linear in none.
 
-        ``start_b`` is the part that PiSSA takes out of the base, and belongs to ΔW.
+        With PiSSA, ``start_b`` is among them: the part that was taken out of the base counts as ΔW.
         """
         if self.dora:
             return ()

@@ -116,7 +116,7 @@ class Recipe(Section):
 
 
 def fields_that_change(*changing: Changes) -> list[str]:
-    """List the dotted keys of the fields that change one of ``changing``, with `*` for the name of a task."""
+    """List the dotted keys of the fields that affect one of the aspects ``changing``; `*` stands for a task's name."""
     return [key for key, mark in marked_fields(Recipe, Changes) if mark in changing]
 
 

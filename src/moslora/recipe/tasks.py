@@ -135,7 +135,7 @@ class TaskSection(Section):
         return values
 
     def task(self, name: str) -> Task:
-        """Build the task, an entry of the same class as the eight sets."""
+        """Build the `Task`, the class of which the eight commonsense sets are instances, too."""
         if self.texts:
             return Task(name=name, columns=Columns(), wording=Plain(), splits={"test": self.texts})
         places: dict[Split, str | None] = {"train": self.train, "test": self.test}

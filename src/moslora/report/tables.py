@@ -35,7 +35,8 @@ def _average(results: Results | None) -> str:
 
 
 def _steps(run: ReportedRun) -> str:
-    """Return the steps done and planned, and the chosen one; or the strength of an adapter that was not trained."""
+    """Return the steps done and planned, and the chosen one; or the strength, for a run that `moslora strength` made
+    from another."""
     strength = strength_of(run.run.facts)
     if strength is not None:
         return f"strength {strength}"

@@ -193,7 +193,7 @@ class EvaluationHeader:
         return grouped
 
     def to_json(self) -> str:
-        """Text of ``settings.json``, without empty clusters."""
+        """Text of ``settings.json``. A task without clusters has no key for them."""
         tasks = {name: asdict(record) for name, record in self.tasks.items()}
         for record in tasks.values():
             if not record["clusters"]:

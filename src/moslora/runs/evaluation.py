@@ -38,7 +38,7 @@ class Evaluation:
         tasks: task -> answers, in the order in which the tasks were asked.
         records: task -> further facts.
         unfinished: interrupted task -> number of questions answered, and asked.
-        base: the base's answers to the same questions, from the same table or the folder beside it.
+        base: the base's answers to the same questions, from the experiment's tables or the folder beside ``folder``.
     """
 
     folder: Path

@@ -27,7 +27,7 @@ FEWEST = 10
 
 @dataclass(frozen=True)
 class WithoutLeaks:
-    """Numbers of the questions that are not leaks."""
+    """Scores over the questions that are not leaks, which means that no training row equals them."""
 
     compared_with: str  # as in `Leaks`
     leaks: Mapping[str, int]  # task -> number of questions left out

@@ -251,7 +251,8 @@ def evaluation_name(protocol: str, format: str, precision: str) -> str:
 
 
 def result_of(evaluation: Path) -> Path:
-    """Folder with the answers of the run's result, for an evaluation of the result, its base or a checkpoint."""
+    """Folder of the same evaluation of the run's result; ``evaluation`` may be of the result, its base or a
+    checkpoint."""
     return evaluation.with_name(BESIDE.sub("", evaluation.name))
 
 

@@ -64,7 +64,7 @@ class Score:
 
     @property
     def plain(self) -> Share:
-        """Accuracy by undivided scores."""
+        """Accuracy by scores that are not divided by an option's length."""
         return Share(self.accuracy, self.standard_error, self.interval)
 
     @property

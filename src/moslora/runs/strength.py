@@ -29,7 +29,7 @@ class Strength:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """JSON values, which `strength_of` reads back."""
+        """The strength as JSON values for a manifest, which `strength_of` reads back."""
         return {STRENGTH: asdict(self)}
 
     def __str__(self) -> str:

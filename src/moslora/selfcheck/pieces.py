@@ -300,7 +300,8 @@ PIECES = (
 def product(draw: Draw, *, bits: int, recomputed: bool = False) -> Sequence[Tensor]:
     """Product by a weight of bitsandbytes in 4 or 8 bits.
 
-    If ``recomputed``, under gradient checkpointing, with more rows than bitsandbytes multiplies by packed weights.
+    If ``recomputed``, it runs under gradient checkpointing, with so many rows that bitsandbytes unpacks the weight
+    first.
     """
     import bitsandbytes
 

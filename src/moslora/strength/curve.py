@@ -203,7 +203,7 @@ def _as_list(array: Floats) -> list[Any]:
 
 
 def _measure(values: Mapping[str, Any]) -> Measure:
-    """Measure in a file of `write_curve`."""
+    """Build a `Measure` from its JSON in a file of `write_curve`."""
     return Measure(values["title"], np.array(values["values"], float), np.array(values["weights"], float))
 
 

@@ -332,7 +332,8 @@ class Task(HasWording):
         return "\n".join(map(str, value)) if isinstance(value, list | tuple) else str(value)  # of several columns
 
     def _with_response(self, example: Example, row: Mapping[str, Any], words: OpenEnded) -> Example:
-        """Return ``example`` with the text that is trained on, which must count as right if the model generates it."""
+        """Return ``example`` with the text that is trained on; a `ValueError` if it would not count as right when
+        generated."""
         meta = {name: _text(name, _evaluate(name, source, row)).strip() for name, source in self.columns.meta.items()}
         example = replace(example, meta=meta)
         response = example.response

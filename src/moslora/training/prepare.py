@@ -150,10 +150,10 @@ def distribute(objective: LabelLoss, accelerator: Accelerator, strategy: Strateg
     (``fsdp``).
 
     With both, every process holds whole adapters, which start as rank 0's, because a start may come from a
-    decomposition that another machine rounds differently. `GradientSum` adds their gradients up once a step. Sharded
-    adapters would be gathered twice for every micro-batch, and spare a process 16 (1 − 1/n) bytes per trainable
-    parameter: on 8 GPUs 0.4 GB for LLaMA-3-8B at rank 16 on five projections (28 million), and 1.9 GB for 70B (139
-    million). Sharding the base spares 12 and 120 GB.
+    decomposition that another machine rounds differently. `GradientSum` adds their gradients up once a step. Adapters
+    are not sharded: that would save a process 16 (1 − 1/n) bytes per trainable parameter, but they would be gathered
+    twice for every micro-batch. On 8 GPUs 0.4 GB for LLaMA-3-8B at rank 16 on five projections (28 million), and 1.9 GB
+    for 70B (139 million). Sharding the base saves 12 and 120 GB.
     """
     if shards(strategy):
         shard_base(objective.model, device=accelerator.device)

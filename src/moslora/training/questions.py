@@ -107,7 +107,8 @@ def examples_by_task(examples: Sequence[Example]) -> dict[str, list[Example]]:
 
 
 def tokens_of_a_validation(recipe: Recipe, data: TrainingData) -> float:
-    """Number of tokens of one validation's questions that take `SHARE_OF_TRAINING` of the run's time."""
+    """Number of tokens that the questions of each validation may have, so that all validations together take
+    `SHARE_OF_TRAINING` of the run's time."""
     rows = data.rows
     plan = StepPlan(recipe.training, rows=len(rows), seed=recipe.seed)
     trained = len(plan) * plan.global_batch_size * rows.token_count() / len(rows)

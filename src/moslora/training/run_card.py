@@ -52,7 +52,7 @@ def describe(
 
 
 def packages(recipe: Recipe) -> dict[str, str]:
-    """Versions of the packages that compute, or would: all processes try Liger-Kernel together, later."""
+    """Versions of the packages that compute. Liger-Kernel is included if installed; all processes try it later."""
     versions = identity.packages(*adapters_of(recipe).packages, quantized=recipe.model.quantization is not None)
     if gpus() and liger.is_installed():
         name = packages_distributions()["liger_kernel"][0]  # or its nightly

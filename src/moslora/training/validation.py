@@ -80,7 +80,7 @@ class Validator:
 
 
 def as_fields(metrics: Mapping[str, float]) -> list[str]:
-    """Metrics of `Validator.measure` in words."""
+    """Texts of the metrics of `Validator.measure` for a printed line."""
     fields = [f"validation_loss {format_value(metrics['validation_loss'], 'loss')}"]
     if QUESTIONS in metrics:
         accuracy = format_value(metrics["validation_accuracy"], "accuracy")

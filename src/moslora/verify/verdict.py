@@ -61,7 +61,7 @@ class Verdict:
     """Verdict on what a server computes.
 
     Attributes:
-        kind: the run, or a fault.
+        kind: what the server was found to compute: the run, its base, a checkpoint, …, or a fault.
         says: the verdict as a sentence, with the numbers behind it.
         agrees: whether nothing in the answers speaks against the run, even if they do not prove it.
     """
