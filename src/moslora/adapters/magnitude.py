@@ -26,7 +26,7 @@ class Magnitude(nn.Module):
 
     @torch.no_grad()
     def measure(self, weight: Tensor) -> None:
-        """Store ‖wᵢ‖² of the base's weight, shape ``(out_features, in_features)``."""
+        """Store ‖wᵢ‖² for each row wᵢ of the base's ``weight (out_features, in_features)``."""
         self.squared_norms.copy_(weight.to(self.squared_norms.dtype).square().sum(1))
 
     @torch.no_grad()

@@ -5,8 +5,8 @@ layer's factors. The factors of similar layers, one of each decoder layer, are s
 of them. All gradients therefore exist only at the end of the backward pass.
 
 Several machines exchange the gradients of some decoder layers while others are computed. There the layers are folded in
-parts, each just before its first layer computes. Autograd runs backwards through the operations in their order, and so
-through the fold of a part before the layers that precede this part.
+parts, each just before its first layer computes. Autograd runs through the operations in reverse
+order, so it reaches the fold of a part before the layers that precede this part.
 """
 
 from collections import defaultdict

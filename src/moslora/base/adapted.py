@@ -24,9 +24,9 @@ class Adapters:
         put: see `with_adapters`.
         layers: see `adapted_layers`.
         state: see `adapter_state`.
-        settings: settings of a recipe, by key, that a run which continues it must keep. Refuses settings that conflict.
+        settings: returns the settings of a recipe, by key, that a run which continues it must keep; refuses conflicts.
         merge: computes the merged weights in float32; ``None`` if each layer merges its own.
-        engine: the only engine that computes the adapters; ``None`` if both do.
+        engine: the only engine that computes the adapters; ``None`` if both engines do.
         packages: names of other packages whose code computes.
     """
 

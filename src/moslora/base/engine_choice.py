@@ -291,8 +291,8 @@ def _off_start(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _compare_twins(model: PreTrainedModel, wanted: EngineChoice, *, trust_remote_code: bool) -> str | None:
-    """How our engine's numbers differ on the small twin of ``model``, with adapters on layers of the same names;
-    ``None`` if they are equal."""
+    """Say how our engine's numbers differ on a small twin of ``model``, of the same architecture with random weights
+    and adapters on layers of the same names; ``None`` if they are equal."""
     targets = sorted({name.rpartition(".")[2] for name, _ in named_adapters(model)})
     try:
         twin = small_twin(model.config, trust_remote_code=trust_remote_code)

@@ -98,8 +98,8 @@ def weight_hash(path: Path) -> str:
 
 
 def packages(*others: str, quantized: bool) -> dict[str, str]:
-    """Return the versions of the packages that compute: torch and its like, bitsandbytes for a quantised base, and
-    ``others`` of its adapters."""
+    """Return the versions of the packages that compute: torch, transformers and the like, bitsandbytes for a quantised
+    base, and ``others``, which compute the adapters."""
     names = ["torch", "transformers", "tokenizers", "accelerate"]
     if quantized:
         names.append("bitsandbytes")

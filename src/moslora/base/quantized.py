@@ -36,8 +36,8 @@ def quantization_config(section: ModelSection, *, on_cpu: bool) -> BitsAndBytesC
 
 
 def fix_layers(model: PreTrainedModel, *, on_cpu: bool, recomputed: bool = False) -> None:
-    """Work around faults of bitsandbytes' layers (0.50.2), two of them on a CPU alone. With gradient checkpointing
-    (``recomputed``) a 4-bit layer is unpacked one time less.
+    """Work around faults of bitsandbytes' layers (0.50.2), two of which occur on a CPU alone. With gradient
+    checkpointing (``recomputed``) a 4-bit layer is unpacked one time less.
 
     Raises:
         UsageError: a layer that bitsandbytes unpacks wrongly on a CPU.
@@ -75,8 +75,8 @@ class _Frozen8bit(nn.Module):
         return y
 
     def product(self, x: Tensor) -> Tensor:
-        """Compute bitsandbytes' product ``(…, out)`` of x ``(…, in)``, or with the unpacked W where this processor's
-        int8 products are wrong."""
+        """Compute bitsandbytes' product ``(…, out)`` of x ``(…, in)``; where this processor's int8 products are wrong,
+        the product with the unpacked W."""
         if x.device.type != "cpu" or multiplies_int8():
             y: Tensor = super().forward(x)
             return y

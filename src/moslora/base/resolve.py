@@ -153,7 +153,7 @@ def _ask_hub(name: str, revision: str | None) -> None:
 
 @contextmanager
 def _asking_hub(name: str, revision: str | None) -> Iterator[None]:
-    """Refuse a model that the hub does not have or does not grant access to."""
+    """Turn the hub's errors inside the block into a line: it does not have the model, or grants no access."""
     unknown = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.RemoteEntryNotFoundError)
     page = f"https://huggingface.co/{name}"
     try:

@@ -52,7 +52,7 @@ def refuse_mixed(arms: Sequence[Arm], *, allowed: Sequence[str] = ()) -> None:
 
 
 def _kind(field: str) -> str:
-    """Return `ROWS` or `STEPS` for a field of either; the field itself for one of the base."""
+    """Return `ROWS` or `STEPS` if the field affects one of these; a field of the base is returned as it is."""
     first, _, _ = field.partition(".")
     return {"steps": STEPS, "rows": ROWS, "trained_rows": ROWS, "data": ROWS, "training": STEPS}.get(first, field)
 

@@ -37,7 +37,7 @@ class ComparedRun:
 
     @classmethod
     def of(cls, evaluation: Evaluation) -> "ComparedRun":
-        """Return the model of an evaluation as one that was not trained here."""
+        """Return an evaluation as a compared run of a model that moslora did not train, such as a base or a log."""
         name = "base" if evaluation.of_base and evaluation.run else evaluation.folder.name
         return cls(evaluation, evaluation.folder, name, arm=str(evaluation.folder))
 

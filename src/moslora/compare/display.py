@@ -40,7 +40,7 @@ def members_of(comparison: Comparison) -> Iterator[tuple[Contrast, Member]]:
 
 
 def _family_table(comparison: Comparison) -> list[list[str]]:
-    """Return the table of several named contrasts."""
+    """Return the table of a comparison with several contrasts that were named beforehand."""
     columns = ("arm", "joint 95 % interval", "p (different)", equivalence_title(comparison.margin), "p (equal)")
     rows = []
     for contrast, member in members_of(comparison):

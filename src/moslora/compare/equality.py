@@ -79,9 +79,10 @@ def equivalence_interval_in_words(contrast: Contrast, margin: Margin) -> str:
 
 
 def share_interval(contrast: Contrast) -> tuple[float, float]:
-    """Return Fieller's interval of r = D / G, of confidence 1 − 2 · `LEVEL`; infinite where no gain is shown.
+    """Return Fieller's interval of r = D / G, the difference as a share of the first arm's gain, of confidence
+    1 − 2 · `LEVEL`; infinite where no gain is shown.
 
-    It holds the shares that neither one-sided test of `LEVEL` rejects. Arms are equal where it is within ± m.
+    It holds the shares that neither one-sided test of `LEVEL` rejects. Arms are equal where it is within ± the margin.
     """
     gained = _side(contrast, 1, sign=0)
     if gained.below(0) > LEVEL:

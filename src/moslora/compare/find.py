@@ -121,7 +121,8 @@ def as_arm(run: ComparedRun, experiment: Path, arm: str, *, as_planned: bool = F
 
 
 def compared_run(path: Path, evaluation: str | None = None) -> ComparedRun:
-    """Return the run at ``path`` with the evaluation of this name; by default with the only one, or the recipe's."""
+    """Return the run at ``path`` with the evaluation of this name; by default with the only one, or the one that its
+    recipe describes."""
     return compared(Run(path).evaluation_folder(evaluation), path=path)
 
 

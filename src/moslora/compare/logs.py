@@ -112,7 +112,8 @@ def read_logs(paths: Sequence[Path], *, cluster: str | None = None) -> list[Comp
 
 
 def _label(place: Path) -> str:
-    """Return an evaluation's path: of a file without its suffix, or with the model in place of Inspect's name."""
+    """Return the path by which an evaluation is named: a file's without its suffix; for Inspect, with the model's name
+    in place of the log's."""
     if not place.is_file():
         return str(place)
     if inspect_logs.DATED.fullmatch(place.name):

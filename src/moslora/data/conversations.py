@@ -110,8 +110,10 @@ def _rendered(turns: Sequence[Turn], format: ChatFormat) -> tuple[str, list[int]
 
 
 def _place(answer: str, text: str, marked: str, *, where: str) -> tuple[int, int]:
-    """Find the positions in ``text`` of the answer, which has a marker in its place in ``marked`` and may be
-    trimmed."""
+    """Find the first and last position of the answer in ``text``.
+
+    ``marked`` is the same conversation with a marker instead of the answer. The template may trim the answer.
+    """
     before, _, after = marked.partition(_MARKER)
     end = len(text) - len(after)
     begin = end - len(answer)  # if the template moves a part of the answer, such as reasoning, before the marker

@@ -71,7 +71,7 @@ def load(source: Path, task: Task, split: Split) -> list[Example]:
 
 
 def read_file(path: Path, split: Split, *, task: str | None = None, bad_rows: BadRows = "stop") -> list[Example]:
-    """Read all rows of a file; ``task`` names the set of all of them, if it is known."""
+    """Read all rows of a file; ``task`` names the set that all rows belong to, if it is known beforehand."""
     return read_rows(path, partial(example_from_row, split=split, task=task), bad_rows=bad_rows)
 
 

@@ -156,7 +156,7 @@ def collate(
     Args:
         rows: encoded training rows.
         device: of the tensors.
-        tasks: names whose positions are the tasks' numbers; all other tasks have the next number.
+        tasks: names of the tasks, numbered by their place in this list; any other task has the next number.
         share: compute the tokens that all rows begin with once; see `moslora.adapters.shares_beginnings`.
         build_batch: method of the engine that builds the batch.
     """

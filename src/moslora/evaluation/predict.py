@@ -92,7 +92,7 @@ def columns_of(file: RowFile, predictions: Mapping[str, Prediction]) -> list[Col
 
 
 def _columns(row: Row, predictions: Mapping[str, Prediction]) -> Columns:
-    """Columns of a row's answer; empty without one."""
+    """Columns to add to a row for its answer; empty if it has no answer."""
     question = row.question
     if isinstance(question, Exception) or predictions[question.id].refused:
         return {}

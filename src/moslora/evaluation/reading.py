@@ -92,11 +92,11 @@ class TokenTexts:
 
 @dataclass(frozen=True)
 class Reading(ABC):
-    """Base class of the ways to read log-probabilities.
+    """Base class of the ways to read log-probabilities from a server.
 
     Attributes:
-        texts: texts of the tokens.
-        says: the way in words.
+        texts: texts by which the server names tokens.
+        says: name of the way, for messages.
     """
 
     texts: TokenTexts
@@ -111,7 +111,7 @@ class Reading(ABC):
         """
 
     def works(self, complete: Complete, ids: list[int], answers: Sequence[list[int]]) -> bool:
-        """Whether the server returns the log-probability of one of several different answers."""
+        """Whether this way reads the log-probability of at least one of several different answers from the server."""
         return any(self.log_p(complete, ids, answer) is not None for answer in answers)
 
     def may_be(self, likely: Likely, token: int) -> bool:

@@ -144,7 +144,8 @@ class Scorer(ABC, Generic[Output]):
 
     @abstractmethod
     def ask(self, questions: Sequence[EncodedQuestion], model: Model) -> Wait[Output]:
-        """Start to ask a model questions of one task, or none, and return a function that waits for the outputs."""
+        """Start to ask a model ``questions`` of one task, which may be empty; return a function that waits for the
+        outputs."""
 
     @abstractmethod
     def read(self, question: EncodedQuestion, output: Output) -> Prediction:

@@ -49,9 +49,10 @@ class Study:
         experiment: experiment to run.
         out: its folder.
         arms: names of the arms to run.
-        any_code: whether runs of other code count.
+        any_code: whether runs by other versions of moslora count.
         any_rate: whether to score an arm whose best learning rate is the lowest or the highest tried.
-        fetching: whether to compare base and rows, which may have to be fetched. A table needs neither.
+        fetching: whether to compare the base and rows of runs with the planned ones, which may have to be downloaded;
+            not needed to print a table.
         start: context manager that starts runs, here or on Ray (`moslora.experiment.on_ray`), and yields for each a
             function that returns once the run is done.
 

@@ -71,7 +71,8 @@ class KeyValueCache:
         self.lengths.pop()
 
     def layer(self, module: nn.Module, call: int, key: Tensor) -> "_Layer":
-        """Keys and values of ``module`` for its call of that number in a pass, with ``key (key heads, T, size)``.
+        """Stored keys and values of ``module`` for its call number ``call`` in a pass; created from the shape of
+        ``key (key heads, T, size)``.
 
         Most attentions are called once; DiffLlama's is called twice, with different values.
         """

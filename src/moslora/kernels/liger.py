@@ -174,7 +174,8 @@ def swiglu_backward(gate: Tensor, up: Tensor, gradient: Tensor) -> Any:
 
 
 def rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, back: bool) -> tuple[Tensor, Tensor]:
-    """q and k ``(1, T, heads, size)``, rotated in place by cos and sin ``(1, T, size)``, or back."""
+    """q and k ``(1, T, heads, size)``, rotated in place by cos and sin ``(1, T, size)``; if ``back``, by the
+    inverse rotation, as the backward pass does."""
     if q.is_meta:
         return q, k
     ops = import_module("liger_kernel.ops.rope")

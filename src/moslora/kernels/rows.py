@@ -52,7 +52,7 @@ class Rows:
 
     @cached_property
     def pasts(self) -> list[list[int]]:
-        """Keys that each row continues, as places among the keys."""
+        """For each row the keys of the tokens that it continues, as indices into all keys."""
         pasts: list[list[int]] = []
         for before in self.continues or [None] * len(self.lengths):
             if before is None:
@@ -68,7 +68,8 @@ class Rows:
 
     @cached_property
     def positions(self) -> Tensor:
-        """Each token's place in its path, int64 of shape ``(1, T)``."""
+        """Each token's place in its path, which is its row after the rows that it continues; int64 of shape ``(1,
+        T)``."""
         places: list[int] = []
         for past, length in zip(self.pasts, self.lengths, strict=True):
             places += range(len(past), len(past) + length)
@@ -92,7 +93,8 @@ class Rows:
 
     @cached_property
     def path_keys(self) -> Tensor | None:
-        """Keys of all paths, concatenated, int64 of shape ``(keys,)``; ``None`` if the paths are the rows."""
+        """Keys of all paths (each row after the rows that it continues), concatenated, int64 of shape ``(keys,)``;
+        ``None`` if no row continues others."""
         if not any(self.pasts):
             return None
         return send(list(chain.from_iterable(self.paths)), self.device)
@@ -254,7 +256,7 @@ class Group:
 
 
 def _entries(tokens: Tensor, heads: int) -> Tensor:
-    """Numbers of the entries of ``tokens (n, count)`` for each key head, shape ``(n, heads, count)``."""
+    """Indices of the entries of ``tokens (n, count)`` for each key head, shape ``(n, heads, count)``."""
     return tokens.unsqueeze(1) * heads + torch.arange(heads).unsqueeze(1)
 
 

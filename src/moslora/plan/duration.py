@@ -114,7 +114,7 @@ class Cost:
 def cost(
     model: PreTrainedModel, section: ModelSection, *, tokens: float, labels: float, row: float, passes: float
 ) -> Cost:
-    """Count the work of a run of ``tokens``, in rows of ``row`` tokens, and ``labels``.
+    """Count the work of a run on ``tokens`` tokens, of which ``labels`` are in the loss, in rows of ``row`` tokens.
 
     The products of a pass, in operations per token:
 
@@ -122,7 +122,7 @@ def cost(
       its own gradient.
     - DoRA multiplies by the frozen weight once more where dropout acts.
     - A token attends to half of its row, at 4 per entry of the queries, and twice that backwards.
-    - Checkpointing computes each layer again up to its last product, and that too where DoRA needs it.
+    - Checkpointing computes each layer again up to its last product; where DoRA needs it, also the last product.
     - The output layer runs only where there is a label.
 
     A 4-bit weight is unpacked twice a pass: for each product, or with checkpointing for the first forward product, and

@@ -97,7 +97,8 @@ class Outline:
 def evaluation(
     model: PreTrainedModel, section: ModelSection, request: Request, tasks: Sequence[Task]
 ) -> tuple[int, Cost]:
-    """Number of test questions of those ``tasks`` that are among the eight sets, and the work of scoring them."""
+    """Number of test questions, and the work of scoring them, of those ``tasks`` that are among the eight commonsense
+    sets."""
     left = [max(0, task.rows.get("test", 0) - request.skipped(task.name)) for task in tasks]
     count = sum(min(rows, request.limit or rows) for rows in left)
     row = TOKENS_PER_ROW[request.format]

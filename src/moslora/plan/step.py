@@ -72,8 +72,8 @@ def measure(
 
     Raises:
         NotImplementedError: the model routes tokens to experts.
-        RuntimeError: its code asks for the data.
-        UsageError: it cannot be trained here.
+        RuntimeError: the model's code reads values of tensors, which do not exist on the meta device.
+        UsageError: the model cannot be trained here.
     """
     config = model.config.get_text_config(decoder=True)
     if any(hasattr(config, key) for key in ("num_experts", "num_local_experts", "n_routed_experts")):

@@ -256,7 +256,7 @@ def _report(text: str, *, exit_code: int) -> None:
 
 
 def _form_group(**report: Any) -> list[dict[str, Any]]:
-    """Form the group of all processes and return their reports by rank, with the same facts and without faults.
+    """Form the group of all processes and return their reports by rank. Facts that differ, and faults, are refused.
 
     Args:
         report: ``facts``, or ``fault`` and ``exit_code``.

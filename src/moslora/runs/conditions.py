@@ -43,7 +43,8 @@ ENCODING = ("tokenizer", "chat_template")
 
 @dataclass(frozen=True)
 class Weights:
-    """A model that this machine computes. Its base is ``None`` if the caller made the model."""
+    """Base and adapter of a model that this machine computed. The base is ``None`` for a model that a caller in Python
+    passed."""
 
     dtype: Annotated[str, Changes.BASE]
     device: Annotated[str, Changes.COMPUTED]

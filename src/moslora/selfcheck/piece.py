@@ -137,7 +137,8 @@ class Finding:
 
     @property
     def passed(self) -> bool:
-        """Whether the distance is within the tolerance, or could not be measured for lack of memory."""
+        """Whether the distance from the formula is within the tolerance, or could not be measured for lack of
+        memory."""
         return self.off <= self.tolerance or not self.fits
 
     @property
@@ -148,9 +149,9 @@ class Finding:
 
 
 def said_of(off: Sequence[Finding]) -> list[str]:
-    """Lines that name each failed finding, and the settings with which runs work without these pieces.
+    """Lines that name each failed finding, and the settings that avoid the failing pieces.
 
-    A step fails with any of its pieces, and needs a setting of its own only if no piece fails.
+    A whole training step also fails if one of its pieces does. Its own setting is named only if no piece fails.
     """
     lines = []
     for finding in off:

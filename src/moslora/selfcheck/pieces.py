@@ -220,7 +220,8 @@ def adapters(draw: Draw, *, kind: str) -> Sequence[Tensor]:
 
 
 def loss(draw: Draw, *, learns: bool) -> Sequence[Tensor]:
-    """Label loss (``learns``) or log-probabilities, over several pieces of the vocabulary or, on a GPU, positions."""
+    """Label loss (``learns``) or log-probabilities, computed in several chunks of the vocabulary or, on a GPU, of the
+    positions."""
     width = draw.config.hidden_size
     tokens = min(draw.config.vocab_size, VOCABULARY_ON_CPU)
     count = draw.tokens

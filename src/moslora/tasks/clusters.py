@@ -20,8 +20,8 @@ set."""
 
 @cache
 def known_clusters() -> Mapping[str, Clusters]:
-    """Hash of a set's questions -> their clusters, which the rows need not show: HellaSwag's videos, the passages'
-    articles."""
+    """Hash of a set's questions -> their clusters, also those that the rows do not reveal: HellaSwag's videos, the
+    passages' articles."""
     clusters_of = {}
     for begin, known in json.loads(KNOWN.read_bytes()).items():
         clusters = {}

@@ -267,7 +267,7 @@ class Task(HasWording):
 
     @property
     def own(self) -> bool:
-        """Whether it is a user's task or a set of texts, and not one of the eight sets."""
+        """Whether the task is a user's or a set of texts, and not one of the eight commonsense sets."""
         return self.folder is None
 
     @property
@@ -349,7 +349,7 @@ class Task(HasWording):
 
 
 class QuestionSource(NamedTuple):
-    """Tasks to evaluate, and the source of those among the eight sets."""
+    """Tasks to evaluate, and the source of those among the eight commonsense sets."""
 
     tasks: tuple[Task, ...]
     source: str

@@ -91,7 +91,8 @@ class Wording:
         return None, text
 
     def cloze_prompt(self, example: ExampleTexts) -> str:
-        """Return the template ``cloze`` filled with the example's texts; without a context, ``{context}`` goes."""
+        """Return the template ``cloze`` filled with the example's texts; without a context, ``{context}`` is
+        removed."""
         template = self.cloze
         if not example.context:
             template = re.sub(r"\{context\}\s*", "", template)
@@ -174,7 +175,8 @@ class Blank(Numbered):
     def cloze_texts(self, example: ExampleTexts) -> list[Option]:
         """Options for partial scoring: the option is in the prompt, and the rest of the sentence is scored.
 
-        The divisor is the prompt's length, as in lm-eval's acc_norm, whose choice string is the prompt.
+        A score per character is divided by the prompt's length, as in lm-eval's acc_norm, whose choice string is the
+        prompt.
         """
         before, _, after = example.question.partition("_")
         answer = f" {after.strip()}"
@@ -271,7 +273,7 @@ class OpenEnded(Wording):
 
 @dataclass(frozen=True)
 class Bare(Wording):
-    """An unchanged instruction, whose options are whole responses."""
+    """Wording of a bare instruction: its text unchanged, and as options complete responses."""
 
     def responses(self, example: ExampleTexts) -> list[tuple[str, str]]:
         return [(choice.removeprefix(RESPONSE_LEAD), choice) for choice in example.choices]

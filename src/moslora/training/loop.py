@@ -279,7 +279,8 @@ def accumulate(state: TrainState, rows: Sequence[Encoded], started: Iterator[Ten
 
 
 def _gradient(state: TrainState, rows: Sequence[Encoded]) -> Iterator[Tensor]:
-    """Add the gradient up: pause after the first forward pass, and yield the share of the loss at the end."""
+    """Add up the gradient of a step. Yield once after the first forward pass, so that the caller can go on, and at the
+    end this process's share of the loss."""
     passes = state.passes(rows)
     labels = label_count(rows)
     tokens = sum(len(row.input_ids) for row in rows)

@@ -122,8 +122,9 @@ def adapt(model: PreTrainedModel, recipe: Recipe, *, start: AdapterFolder | Cont
 
     Raises:
         MosloraError: ``start`` does not fit.
-        UsageError: no layer matches, or the output layer does, whose weight scoring reads, or layers that are one
-            tensor in the files; 16-bit weights learn; or a row's result would depend on the longest row of its pass.
+        UsageError: no layer matches; the output layer matches, whose weight scoring reads; matching layers are one
+            tensor in the files; trained weights have 16 bits; or a row's result would depend on the longest row of its
+            pass.
     """
     _refuse_dependent_rows(model.config, recipe.data.max_length)
     output = model.get_output_embeddings()

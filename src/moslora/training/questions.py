@@ -116,7 +116,7 @@ def tokens_of_a_validation(recipe: Recipe, data: TrainingData) -> float:
 
 
 def _first_within(everything: ModelWithQuestions, candidates: Sequence[Example], tokens: float) -> list[Example]:
-    """Return the first of the ``candidates`` that take no longer than ``tokens`` scored tokens."""
+    """Return the first questions among ``candidates`` that have at most ``tokens`` tokens together."""
     tasks = {task.name: task for task in everything.prepared.tasks}
     started = set()
     chosen = []

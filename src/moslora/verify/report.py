@@ -73,7 +73,8 @@ class Report:
 
 
 def effects_of(server: Evaluation, run: Evaluation) -> dict[str, Effect]:
-    """Means over tasks of server − run, for each outcome that is always shown; tasks of one cluster are left out."""
+    """Means over tasks of server − run, for each outcome that is always shown; tasks with a single cluster are left
+    out."""
     questions = {task: answers.ids for task, answers in server.tasks.items() if answers.cluster_count > 1}
     theirs = server.only(questions)
     ours = run.only(questions)

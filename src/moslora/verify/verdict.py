@@ -72,7 +72,7 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """Whether the server computes the run."""
+        """Whether the verdict is that the server computes the run."""
         return self.kind == "run"
 
 
@@ -86,7 +86,7 @@ class Evidence:
         base: answers of the run's base; ``None`` if it was not asked.
         checkpoints: answers of the run's checkpoints, by name.
         lengths: number of tokens of each question.
-        tolerance: largest distance that rounding explains, in nats.
+        tolerance: largest distance of two models' log-probabilities that rounding explains, in nats.
         dtype: precision of the server, as far as it is known.
     """
 

@@ -192,8 +192,8 @@ def checkpoints_of(run: Evaluation) -> dict[str, Evaluation]:
 
 
 def _same_questions(folder: Path, run: Evaluation) -> Evaluation | None:
-    """Finished answers of another model in ``folder`` to the questions of ``run``; ``None`` if some are missing, or a
-    server gave them."""
+    """Answers in ``folder``, of the base or a checkpoint, to the questions of ``run``; ``None`` if some are missing, or
+    if a server gave them."""
     if not is_finished(folder):
         return None
     other = read_evaluation(folder)

@@ -24,7 +24,7 @@ def change(outcome: str, tuned: Evaluation, base: Evaluation) -> float:
 
 
 def gain_and_forgetting(canvas: Canvas, runs: Sequence[tuple[str, Evaluation]], base: Evaluation) -> Markup | None:
-    """Draw each run's gain on questions over its loss on texts, and the arms' means with standard errors.
+    """Draw each run's gain on questions over what it forgot of texts, and the arms' means with standard errors.
 
     Args:
         canvas: canvas of the report.
