@@ -220,7 +220,7 @@ def _measure_transformers(model: PreTrainedModel) -> Computed:
 
     Raises:
         UnsupportedModel: the model cannot compute text, or is not causal.
-        UsageError: a layer is read around its adapter, or has no gradient.
+        UsageError: the model reads a layer's weight past its adapter, or a layer has no gradient.
     """
     name = type(model).__name__
     layers = dict(named_adapters(model))

@@ -96,7 +96,7 @@ class _Recomputed4bit(nn.Module):
     """
 
     def forward(self, x: Tensor) -> Any:
-        """Compute y = x Wᵀ + bias, with W unpacked outside of bitsandbytes' product where that unpacks it anyway."""
+        """Compute y = x Wᵀ + bias, with W unpacked here wherever bitsandbytes' product would unpack it, too."""
         layer: Any = self
         if not layer.training or x.dtype != layer.compute_dtype or x.numel() <= PACKED_ROWS * x.shape[-1]:
             return super().forward(x)

@@ -3,11 +3,11 @@
     δ − D   is normal with the variance   V_q ν_q / χ²_q + max(0, V_s ν_s / χ²_s − V_i)   for given χ²_q and χ²_s
 
 V_s is the variance of D by other seeds, estimated with ν_s degrees of freedom, and V_q that by other questions, with
-ν_q. V_i, of what varies by seed and question together, is in both. The distribution is the average over the χ². Its
-variance is never below that of questions, which is known best: a few seeds that agree by chance make no interval
-narrower.
+ν_q. V_i, of what varies by seed and question together, is contained in both. The distribution is the average over the
+χ². Its variance is never below that of questions, which is known best: a few seeds that agree by chance make no
+interval narrower.
 
-Where seeds are all it is Student's t of ν_s degrees, where questions are all that of ν_q, and without V_i the
+If only seeds vary it is Student's t of ν_s degrees, if only questions vary that of ν_q, and without V_i the
 distribution of √V_s · T_s + √V_q · T_q: Behrens 1929; Fisher 1935, doi 10.1111/j.1469-1809.1935.tb02120.x.
 """
 

@@ -15,8 +15,8 @@ from moslora.runs.scores import MACRO
 def shared_base(runs: Sequence[Evaluation]) -> Evaluation | None:
     """Return the base's answers to the questions of these runs, in the order of their ids; ``None`` without them.
 
-    `moslora eval RUN --base` writes them beside the answers of a run; they may also be in the runs' table. They do not
-    count if the runs have several bases, or if the base was asked in another way.
+    `moslora eval RUN --base` writes them beside the answers of a run; they may also be in the experiment's tables. They
+    do not count if the runs have several bases, or if the base was asked in another way.
 
     Args:
         runs: answers to the same questions.

@@ -112,7 +112,7 @@ class ExperimentIndex:
         return (self.contrast, *self.others)
 
     def write(self, folder: Path) -> None:
-        """Write the index into ``folder``, without the keys of a margin and a card that it does not have."""
+        """Write the index into ``folder``, without the keys ``margin`` and ``card`` if it has none."""
         unused = {name for name in ("margin", "card") if getattr(self, name) is None}
         text = TypeAdapter(ExperimentIndex).dump_json(self, indent=2, exclude=unused).decode()
         write_text(folder / EXPERIMENT, f"{text}\n")

@@ -49,7 +49,7 @@ class Effect:
 
     @property
     def difference(self) -> float:
-        """Estimate D."""
+        """Estimated difference D between the arms."""
         return self.distribution.difference
 
     @cached_property

@@ -160,7 +160,7 @@ def _answers(rows: Sequence[Row]) -> TaskAnswers:
 
 
 def _write(file: Path, rows: Sequence[Row]) -> None:
-    """Write rows as a table, with the columns of its name."""
+    """Write rows as a table, with the columns that belong to the table of this name."""
     import pyarrow as pa  # slow, and most commands read no tables
     from pyarrow import parquet
 

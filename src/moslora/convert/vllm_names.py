@@ -42,7 +42,8 @@ def pattern(module: str) -> str:
 
 
 def name_for_vllm(module: str, patterns: Sequence[str]) -> str:
-    """vLLM's name of a module of a decoder layer: the same, or with the table's prefix before ``.layers.``.
+    """vLLM's name of a module of a decoder layer: the same, or with the prefix before ``.layers.`` that the table of
+    vLLM's architectures has.
 
     Raises:
         MosloraError: vLLM applies no such module.

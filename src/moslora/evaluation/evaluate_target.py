@@ -227,7 +227,8 @@ def questions_of(
 
 
 def find_leaks(folder: AdapterFolder | None, questions: Mapping[str, Sequence[Example]]) -> dict[str, Leaks]:
-    """Return the test questions that were among a run's training rows, by task. The result is empty if there is no run,
+    """Return the test questions that were among a run's training rows, by task, found by hashes of their content. The
+    result is empty if there is no run,
     or if it has no record of its training rows. Texts are not compared."""
     if folder is None:
         return {}

@@ -319,7 +319,7 @@ class Served:
             raise Unavailable(f"{fault}, {self}") from None
 
     def announce(self, count: int) -> None:
-        """Print how the server is asked ``count`` questions."""
+        """Print in which form ``count`` questions are sent to the server."""
         say(f"asking {counted(count, 'question')} of {self.server.name}, {self}")
 
     def complete(self, ids: list[int], *, max_tokens: int = 1, **fields: Any) -> Reply:

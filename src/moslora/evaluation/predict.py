@@ -65,7 +65,7 @@ def predict(
 
 
 def _encodable(file: RowFile, scorer: Scorer[Any]) -> RowFile:
-    """Return the file with rows that the protocol cannot score as bad rows."""
+    """Return the file, in which rows that the protocol cannot score are marked as bad rows."""
     faults: dict[str, MosloraError] = {}
     for id, question in file.questions.items():
         try:

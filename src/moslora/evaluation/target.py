@@ -116,12 +116,13 @@ class Target:
 
         Args:
             request: settings of the evaluation.
-            out: the folder, if the user names one; ``None`` for one in the run, or one named by the fingerprint of a
-                model without a run, which is downloaded for that.
+            out: the folder, if the user names one; ``None`` for one in the run. A model without a run has one that is
+                named by its fingerprint, for which it is downloaded.
             ending: ending of the folder's name, for a server's results.
 
         Raises:
-            UsageError: ``out`` holds something else, or its name in the run belongs to other weights.
+            UsageError: ``out`` holds something else, or in the run its name is reserved for the scores of other
+            weights.
         """
         checkpoint = self.trained and checkpoint_name(self.trained.path)
         suffix = f"-{checkpoint}" if checkpoint else ""

@@ -111,7 +111,7 @@ class Study:
         return os.path.relpath(os.path.realpath(path), os.path.realpath(folder))
 
     def curves(self) -> list[Curve]:
-        """Return the curve of each arm, with the losses so far."""
+        """Return the curve of each arm: validation losses by learning rate, as far as there are any."""
         file = self.experiment.file
         curves = []
         for arm in self.arms:

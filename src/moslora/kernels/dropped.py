@@ -56,7 +56,8 @@ def _kept(seed, limit, row, begin, columns, ROWS: tl.constexpr, COLUMNS: tl.cons
 def _project(
     x, a, sums, seed, limit, rows, columns, rank, tiles, ROWS: tl.constexpr, COLUMNS: tl.constexpr, RANK: tl.constexpr
 ):
-    """Write h summed over ``tiles`` tiles of the columns, one part after another, into ``sums (parts, rows, rank)``."""
+    """Write h into ``sums (parts, rows, rank)``: part p is the sum over the p-th group of ``tiles`` tiles of
+    columns."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     part = tl.program_id(1)
     of_rank = tl.arange(0, RANK)

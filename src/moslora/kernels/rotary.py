@@ -26,7 +26,7 @@ def own_attention(module: Any) -> nn.Module | None:
 
 
 class RotaryAttention(nn.Module):
-    """Attention with the modules and settings of ``plain``, which still computes a pass without rows."""
+    """Attention with the modules and settings of ``plain``, which still computes passes that are not packed rows."""
 
     def __init__(self, plain: Any) -> None:
         super().__init__()

@@ -182,7 +182,7 @@ def _offline_encoder(recipe: Recipe) -> Encoder | None:
 
 
 def _row_count(data: DataSection, tasks: Sequence[Task]) -> int:
-    """Number of training rows by the task table."""
+    """Number of training rows by the known number of rows of each built-in task."""
     total = 0
     for task, count in row_counts(tasks, source=data.source).items():
         limit = data.rows

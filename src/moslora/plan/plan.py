@@ -134,8 +134,8 @@ def plan(
 
 
 def _devices(processes: int | None, gpu_memory: str | None, *, rows: int) -> tuple[Devices, int]:
-    """Devices that were named, or else this machine's, by default no more than ``rows`` in a step; and the bytes of
-    each process."""
+    """Devices that were named, or else this machine's, by default at most as many as a step has ``rows``; and the
+    memory of each process in bytes."""
     if gpu_memory is not None:
         count = 1
         size = parse_bytes(gpu_memory)

@@ -110,7 +110,7 @@ class PeftSection(Section):
 
     @property
     def linear_weights(self) -> tuple[str, ...]:
-        """Endings of the names of the weights, one per layer, in which the change of the base is linear."""
+        """Endings of the names of weights, one per layer, whose scaling by C scales the change of the base by C."""
         fields = self.peft.model_dump()
         is_lora = fields["peft_type"] == "LORA" and not fields.get("use_dora")
         if is_lora and fields.get("init_lora_weights", True) in LINEAR_STARTS:

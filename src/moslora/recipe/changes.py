@@ -48,7 +48,8 @@ the places of the rows, which are compared by content."""
 
 @cache
 def changes_at(model: type[BaseModel], key: str) -> Changes:
-    """Find the mark of the field at a dotted ``key`` of ``model``: its own, or that of the section around it.
+    """Return what the field at a dotted ``key`` of ``model`` affects: by its own mark, or that of the section around
+    it.
 
     Raises:
         LookupError: there is none.

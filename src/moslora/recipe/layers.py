@@ -123,7 +123,7 @@ def extended(layer: Layer, faults: list[str], *, folder: Path, chain: tuple[Path
 
 
 def is_stored(path: Path) -> bool:
-    """Return whether moslora wrote the file, into a run or beside weights, so that its author may be anyone."""
+    """Return whether moslora wrote the file, into a run or beside weights. Such a file may come from somebody else."""
     path = path.resolve()
     beside = any(os.path.isfile(path.with_name(name)) for name in ("run.json", "manifest.json"))
     return path.name == "moslora.yaml" or (path.name == "recipe.yaml" and beside)

@@ -92,7 +92,7 @@ class Recipe(Section):
         return changes_at(type(self), key)
 
     def values_changing(self, *changing: Changes) -> dict[str, Any]:
-        """Map dotted keys to values, for the fields that change one of ``changing``."""
+        """Map dotted keys to values, for the fields that affect one of the aspects ``changing``."""
         every = flat(self.model_dump(mode="json"))
         return {key: value for key, value in every.items() if self.changed_by(key) in changing}
 

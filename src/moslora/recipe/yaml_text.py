@@ -21,7 +21,7 @@ _FIXES = {
 
 
 class _Loader(yaml.SafeLoader):
-    """Loader of the floats of YAML 1.2, with every key as text, that refuses repeated keys, anchors and aliases."""
+    """YAML loader with YAML 1.2's floats and every key as text, which refuses repeated keys, anchors and aliases."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event: Any = self.peek_event()

@@ -204,6 +204,6 @@ def questions_in_common(runs: Sequence[Evaluation]) -> tuple[QuestionIds, str]:
 
 
 def _answered_by(run: Evaluation, task: str) -> set[tuple[str | None, str]]:
-    """Hash of the data and id of each question of a task that a run answered."""
+    """For each question of a task that a run answered, the hash of the task's data, and the question's id."""
     data = run.data.get(task)
     return {(data, id) for id in run.tasks[task].ids} if task in run.tasks else set()

@@ -54,7 +54,7 @@ class Origin:
 
     @property
     def with_hash(self) -> str:
-        """Text with the hash of the weights, and with the adapters that it continued."""
+        """Name of the adapter in words, with the hash of its weights and the adapters that it continued."""
         said = f"{self} (sha256 {self.adapter[:12]}…)"
         if self.continued_from is not None:
             said += f", which continued {self.continued_from.with_hash}"

@@ -52,7 +52,8 @@ def two_processes() -> list[Finding]:
 
 
 def main(folder: str) -> None:
-    """Compare in this process, one of two; the first process writes the distances into ``folder``."""
+    """Compare a training step of two processes with that of one. This process is one of the two; the first writes the
+    distances into ``folder``."""
     with redirect_stdout(sys.stderr):  # the standard output belongs to the check
         take_gpu()
         with process_group({}, then="moslora check"):

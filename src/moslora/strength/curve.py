@@ -58,7 +58,7 @@ class Measure:
 
     @property
     def means(self) -> Floats:
-        """Mean y at each strength, shape ``(len(STRENGTHS),)``."""
+        """Mean of the measure over the rows at each strength, shape ``(len(STRENGTHS),)``."""
         means: Floats = self.values.sum(axis=1) / self.weights.sum()
         return means
 

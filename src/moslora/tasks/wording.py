@@ -134,7 +134,7 @@ class Numbered(Wording):
         return tuple(f"{self.stem}{i}" for i in range(1, count + 1))
 
     def _markers(self, count: int) -> list[str]:
-        """Text before each option."""
+        """Text before each option in the prompt, such as ``Answer1: ``."""
         first, *others = [f"{label.capitalize()}: " for label in self.labels(count)]
         return ["\n\n" + first, *(self.between + other for other in others)]
 

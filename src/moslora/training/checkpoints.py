@@ -51,8 +51,8 @@ def save_checkpoint(
 
 
 def delete_old_checkpoints(run: Run, *, step: int, training: TrainingSection) -> None:
-    """Keep the checkpoint of ``step``, the newest, the ``keep_checkpoints`` − 1 before it, and the best step of each of
-    these.
+    """Keep the checkpoint of ``step``, the newest, the ``keep_checkpoints`` − 1 before it, and for each of these the
+    one that was the best at that time.
 
     Checkpoints of later steps go first: they are damaged, as the run was not resumed from them.
     """

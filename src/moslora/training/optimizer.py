@@ -18,7 +18,7 @@ Schedule = Literal["linear", "cosine", "constant"]
 def build_optimizer(model: nn.Module, training: TrainingSection) -> torch.optim.AdamW:
     """Build AdamW (arXiv 1711.05101) with groups for the factors A and B, for the mixers, and for DoRA's magnitudes.
 
-    Mixers do not decay: decay would pull M towards zero, where B and A get no gradient. Without it an invertible M
+    Mixers do not decay: decay would pull M towards zero, where B and A get no gradient. Without decay an invertible M
     keeps its rank under gradient flow. Magnitudes do not decay either, as they are lengths of rows.
     """
     layers = layers_of(model)

@@ -94,7 +94,7 @@ def _already_finished(run: Run, saved: AdapterFolder) -> Path:
 
 
 def agreed_by_processes(recipe: Recipe, saved: AdapterFolder | None) -> dict[str, Any]:
-    """Values that must be the same on every process, before each has read base and rows."""
+    """Values that must be the same on every process; they are compared before base and rows are read."""
     facts = recipe.values_changing(*KEPT)
     for path in ("model.name", "adapter.continue_from"):  # which may differ between machines
         del facts[path]

@@ -81,11 +81,11 @@ class AppliedModules:
 
 
 def applied_modules(path: Path, *, trust_remote_code: bool = False) -> AppliedModules:
-    """Return which modules vLLM applies of a folder of PEFT, or of the export of a run with PEFT's names.
+    """Return which modules of PEFT's adapter folder, or of the export of a run, vLLM applies.
 
     Raises:
         UsageError: there is no adapter at ``path``.
-        MosloraError: vLLM is not installed, and the table does not have the base's architecture.
+        MosloraError: vLLM is not installed, and moslora's table of vLLM's architectures lacks the base's.
     """
     if (path / CONFIG).is_file():
         return _applied_of_peft(path, trust_remote_code=trust_remote_code)

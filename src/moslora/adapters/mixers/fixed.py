@@ -65,7 +65,7 @@ class ButterflyMixer(Mixer):
         return in_blocks(ones, self.rank_in) * self.gain
 
     def fold(self, lora_a: Tensor, lora_b: Tensor) -> tuple[Tensor, Tensor]:
-        """Pair (A₁ + … + Aₖ, B₁ + … + Bₖ) of rank r/k, with the gain in A."""
+        """Pair (A₁ + … + Aₖ, B₁ + … + Bₖ) of rank r/k; A also takes the mixer's gain."""
         a = lora_a.unflatten(0, (self.options.blocks, -1)).sum(0) * self.gain
         return a, lora_b.unflatten(1, (self.options.blocks, -1)).sum(1)
 

@@ -66,7 +66,7 @@ def of_training(canvas: Canvas, runs: Sequence[ReportedRun]) -> list[Markup]:
 
 
 def of_strengths(canvas: Canvas, runs: Sequence[ReportedRun]) -> list[Markup]:
-    """Return a figure for each run whose strengths were measured."""
+    """Return a figure for each run with a strength curve, measured by `moslora strength`."""
     curves = [(run, read_curve(run.run)) for run in runs if run.run.finished]
     return [strengths(canvas, run, curve) for run, curve in curves if curve is not None]
 
