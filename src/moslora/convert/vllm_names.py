@@ -30,8 +30,8 @@ def patterns_of(config: PretrainedConfig) -> list[str]:
     patterns: list[str] | None = json.loads(TABLE.read_bytes())["architectures"].get(architecture)
     if patterns is None:
         raise MosloraError(
-            f"{architecture}: vLLM {version()} was not known to serve adapters of it; with vLLM installed,"
-            " `moslora verify --for vllm` asks vLLM itself"
+            f"{architecture}: moslora does not know which adapters vLLM {version()} applies to it; with vLLM"
+            " installed, `moslora verify --for vllm` asks vLLM itself"
         )
     return patterns
 

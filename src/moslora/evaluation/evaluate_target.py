@@ -212,7 +212,7 @@ def questions_of(
     others = [task.name for task in chosen if trained and not task.is_text and task.name not in trained]
     if trained and others:  # for texts the gate is the mean over all tasks
         only = f"its gate was trained on {', '.join(trained)} only"
-        note(f"{only}; for {', '.join(others)} it is random, and scores there mean nothing")
+        note(f"{only}; for {', '.join(others)} it is random, and scores there mean little")
     questions = {task.name: load_examples(task, "test", source=source) for task in chosen}
     limited = []
     for task, rows in questions.items():

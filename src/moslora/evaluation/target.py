@@ -92,8 +92,8 @@ class Target:
         return tasks[0]
 
     def request_with(self, overrides: Mapping[str, Any]) -> Request:
-        """Return the settings of the evaluation with these fields changed. For a model without a run, also print how it
-        is asked."""
+        """Return the settings of the evaluation with these fields changed; print a note if the model was not trained
+        for the way in which it is asked, as far as is known."""
         request = self.request.with_overrides(overrides)
         if self.recipe is None and "protocol" not in overrides and "format" not in overrides:
             note_once(

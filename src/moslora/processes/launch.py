@@ -106,7 +106,9 @@ def processes_to_start(wanted: int | None, *, most: int | None = None) -> int:
     if wanted:
         return wanted
     if most and gpus() > most:
-        note(f"only {most} of {gpus()} GPUs work, as a step has {counted(most, 'row')} (training.global_batch_size)")
+        note(
+            f"only {most} of {gpus()} GPUs are used, as a step has {counted(most, 'row')} (training.global_batch_size)"
+        )
         return most
     return max(1, gpus())
 
