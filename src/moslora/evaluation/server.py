@@ -92,7 +92,7 @@ class Reply(Received):
 
     @property
     def written(self) -> list[Written]:
-        """Written tokens that the server returns; it may leave out the last ones."""
+        """Tokens of the generated text that the server returns; it may leave out the last ones."""
         logprobs = self.logprobs or Logprobs()
         if logprobs.content:
             return logprobs.content

@@ -40,7 +40,7 @@ class Work:
 
     @property
     def tokens(self) -> int:
-        """Number of tokens of all rows."""
+        """Number of tokens of all rows of the step."""
         return sum(self.lengths)
 
     def limited_to(self, tokens: int) -> "Work":

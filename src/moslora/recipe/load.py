@@ -133,7 +133,7 @@ def override_recipe(recipe: Recipe, overrides: Sequence[str], *, path: Path) -> 
 def trace_recipe(source: str | Path, overrides: Sequence[str] = ()) -> list[tuple[str, str, str]]:
     """List every value of a recipe, in declared order: dotted key, value in YAML on one line, and origin.
 
-    The origin is a file, "override" or "default". The model may be missing.
+    The origin is a file, "override" or "default". A recipe that names no model is traced, too.
     """
     recipe, layers = _resolve(source, overrides, beneath=[NO_MODEL])
     given = combine_layers(layers)

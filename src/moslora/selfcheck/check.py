@@ -1,4 +1,4 @@
-"""Check of every piece on this machine's device, of training steps in one and two processes, and of a recipe's step.
+"""Check of kernels, layers, training steps in one and two processes, and a recipe's step, on this machine's device.
 
 The step of a recipe is measured in memory and time, and compared with the plan's estimate.
 """
@@ -45,7 +45,7 @@ SIZES = {
 
 
 def check(section: ModelSection | None = None) -> Iterator[Finding]:
-    """Compare each piece in the sizes of a model's layers; sizes that its config lacks are those of :data:`SIZES`.
+    """Compare kernels and layers with torch's own in the sizes of a model; sizes that its config lacks are `SIZES`.
 
     The training step is that of the model's architecture if moslora's own engine computes it.
     """

@@ -24,7 +24,9 @@ _WHOLE_NUMBER = re.compile(rf"(?<!\w)(?<!\d[.,]){NUMBER}(?!\w)(?![.,]\d)")
 
 
 def normalized(text: str, ignore: tuple[Ignored, ...]) -> str:
-    """``text`` as it is compared: in NFC, with single spaces, without what is ignored unless nothing else is left.
+    """``text`` as it is compared: in NFC, with single spaces, without what is ignored.
+
+    Punctuation or articles stay where the text is nothing else.
 
     ``case`` is lm-eval's ``ignore_case``; ``punctuation`` its ``ignore_punctuation``, the signs of ASCII and the minus,
     so that 1,234 equals 1234; ``articles`` are a, an and the, as in the official scripts of SQuAD and TriviaQA, and in

@@ -42,7 +42,7 @@ def load(folder: Path, modules: Sequence[str], base: Path | str) -> tuple[str, l
 
 
 def manager_of(base: Path | str, scratch: Path) -> Any:
-    """vLLM's manager of adapters, over the model of ``base``, with its connections in ``scratch``."""
+    """vLLM's manager of adapters, over the model of ``base``; its process group uses a file in ``scratch``."""
     from vllm.config import set_current_vllm_config
     from vllm.distributed import init_distributed_environment, initialize_model_parallel
     from vllm.engine.arg_utils import EngineArgs
