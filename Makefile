@@ -17,7 +17,7 @@
 #   make test-processors    the tests as on processors with fewer instructions, three times
 #   make test-lowest, make test-newest    the core of the tests with the oldest packages that are allowed, and the newest
 #   make serving       build llama.cpp, install vLLM for CPUs, and verify their servers: the tables of docs/serving.md
-#   make latency       time answers and writing with every kind of adapter, and training steps: tables of docs/argument.md
+#   make latency       time answers and writing with every kind of adapter: a table of docs/argument.md
 #
 # Another interpreter: make PYTHON=python3.12 <target>
 

@@ -13,7 +13,6 @@ then those of B.
 
 import copy
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -44,9 +43,6 @@ from moslora.tasks import Example
 
 IN_PARTS = ("two-subspace mixing", "LoRA experts, dense gate", "LoRA experts, top-2 gate", "gates inside")
 """Systems whose parts can also be computed one after the other."""
-
-ROW = 256
-"""Tokens of a training step."""
 
 ANSWERS = 4
 """Number of answers that are timed together, because one is too short."""
@@ -244,59 +240,21 @@ def table(found: Mapping[str, Times]) -> str:
     return markdown(rows)
 
 
-def measure_steps(model: PreTrainedModel, adapter: AdapterSection, *, repetitions: int) -> dict[str, list[float]]:
-    """CPU seconds of a forward and backward pass over a row, by every contestant that is trained, after a warm-up
-    round.
-
-    Other work on the machine changes CPU seconds little.
-    """
-    row = torch.randint(model.config.vocab_size, (1, ROW))
-
-    def step() -> None:
-        loss: Any = model(row, labels=row).loss
-        loss.backward()
-        model.zero_grad()
-
-    places = contestants(model, adapter)
-    bases = places.pop("base")
-    del places["merged"]
-    found: dict[str, list[float]] = {name: [] for name in places}
-    for _ in range(repetitions + 1):
-        for name, layers in places.items():
-            put(model, layers)
-            found[name].append(seconds(step, time.process_time))
-    put(model, bases)
-    return {name: times[1:] for name, times in found.items()}
-
-
-def table_of_steps(found: Mapping[str, list[float]]) -> str:
-    rows = [["", "at once, s", "× LoRA", "one by one, s", "× at once"]]
-    for name, times in found.items():
-        if not name.endswith(ONE_BY_ONE):
-            slow = found.get(name + ONE_BY_ONE)
-            parts = [spread(slow), spread(ratios(slow, times))] if slow else ["–", "–"]
-            rows.append([name, spread(times), spread(ratios(times, found["LoRA"])), *parts])
-    return markdown(rows)
-
-
 def main(*, print_only: bool = False) -> None:
     recipe = load_recipe(BASE)
     adapter = recipe.adapter
     assert isinstance(adapter, AdapterSection)
     model = load_base(recipe.model, device=device())
     tokenizer = load_tokenizer(recipe.model)
-    steps = table_of_steps(measure_steps(model, adapter, repetitions=ROUNDS))
     found = table(measure(model, tokenizer, adapter, tokens=TOKENS, repetitions=ROUNDS))
     length = len(tokenizer(FORMATS["label"].generation_prompt(QUESTION)).input_ids)
     made = f"`{BASE}`, rank {adapter.rank}, {recipe.model.dtype}"
     times = f"median (quartiles) of {ROUNDS} rounds"
-    step = f"{made}, one row of {ROW} tokens, forward and back, CPU time: {times}. {machine()}."
     answer = (
         f"{made}, batch of one: {times}. An answer: {length} tokens, scored by protocol `choice`. Writing: {TOKENS}"
         f" tokens, greedy, reading the question included. {machine()}."
     )
     page = DOCS / "argument.md"
-    publish(f"{steps}\n\n{step}", page, "step table", print_only=print_only)
     publish(f"{found}\n\n{answer}", page, "latency table", print_only=print_only)
 
 
