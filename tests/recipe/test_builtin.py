@@ -48,8 +48,8 @@ def test_scaled_lora_divides_alpha_by_root_three(write, model):
 
 
 def test_every_recipe_is_described_and_listed():
-    table = (RECIPES / "README.md").read_text(encoding="utf-8")
-    assert all(f"| `{name}` |" in table for name, _ in list_recipes())
+    tables = "".join((RECIPES / page).read_text("utf-8") for page in ("README.md", "../docs/methods.md"))
+    assert all(f"| `{name.removeprefix('methods/')}` |" in tables for name, _ in list_recipes())
     for name, purpose in (*list_recipes(), *list_recipes("experiment")):
         assert len(purpose) > 20 and not purpose.startswith("#"), name
     for name in MODELS:
