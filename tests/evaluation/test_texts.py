@@ -114,8 +114,8 @@ def test_a_task_gate_is_the_mean_of_its_tasks():
 def test_text_of_one_token_needs_bos():
     assert len(tokenizer()("a").input_ids) == 1
     for text, asked, named in (
-        ("a", {}, r"\('a'\): this text is too short"),
-        ("🦄", {}, r"\('🦄'\): this text is too short"),
+        ("a", {}, r"\('a'\): nothing of this text is left"),
+        ("🦄", {}, r"\('🦄'\): nothing of this text is left"),
         ("a fox", {"tokenizer": with_bos(), "max_length": 1}, r"raise evaluation\.max_length"),
     ):
         with pytest.raises(UsageError, match=named):

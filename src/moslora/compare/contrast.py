@@ -51,7 +51,7 @@ class Contrast:
 
     @cached_property
     def effects(self) -> dict[str, Effect]:
-        """Task and average -> effect, ``after`` minus ``before``."""
+        """Effect, ``after`` minus ``before``, of each task and of the average, by name."""
         return self.effects_of(self.y)
 
     def questions(self, task: str | None = None) -> int:

@@ -56,8 +56,8 @@ def merge(
 ) -> Proof:
     """Write the merged model to ``out`` and compare it with the adapter model.
 
-    The base is loaded once, and a second time if an adapter over a quantised base is merged onto the original weights,
-    or if PEFT merges, in float32. The written model is loaded once.
+    The base is loaded once. It is loaded again if an adapter over a quantised base is merged onto the original weights,
+    and, in float32, if PEFT does the merging. The written model is loaded once.
 
     ``task`` is the task at which a task gate is fixed. ``dtype``, by default the recipe's, is that of the weights and
     of both models compared. One model is in memory at a time; ``onto="dequantized"`` keeps the quantised layers as

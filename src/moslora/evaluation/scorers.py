@@ -240,8 +240,8 @@ class Texts(Cloze):
         text = self.encoder.encode_text(example.choices[0])
         if not text.bytes:
             raise UsageError(
-                f"{example.id} ({example.choices[0][:40]!r}): this text is too short: after one token or"
-                " character of context nothing is left to predict; remove it, or raise evaluation.max_length"
+                f"{example.id} ({example.choices[0][:40]!r}): nothing of this text is left to predict after"
+                " its first token or character; remove it, or raise evaluation.max_length if that cut it"
             )
         return EncodedQuestion(example, [text])
 

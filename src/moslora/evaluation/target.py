@@ -116,13 +116,12 @@ class Target:
 
         Args:
             request: settings of the evaluation.
-            out: the folder, if the user names one; ``None`` for one in the run. A model without a run has one that is
-                named by its fingerprint, for which it is downloaded.
+            out: the folder, if the user names one. Otherwise it is in the run; for a model without a run, in a folder
+                with the fingerprint of the model, which is downloaded for it.
             ending: ending of the folder's name, for a server's results.
 
         Raises:
-            UsageError: ``out`` holds something else, or in the run its name is reserved for the scores of other
-            weights.
+            UsageError: ``out`` holds something else, or is in the run and has a name for the scores of other weights.
         """
         checkpoint = self.trained and checkpoint_name(self.trained.path)
         suffix = f"-{checkpoint}" if checkpoint else ""

@@ -180,7 +180,7 @@ def _lines(error: ValidationError) -> Iterator[str]:
 
 
 def _faults_of(file: ExperimentFile) -> Iterator[str]:
-    """Yield faults between the keys of a file."""
+    """Yield a message for each contradiction between keys of a file."""
     with_rates = [key for key in file.learning_rates if key not in (OTHERS, LIST)]
     arms_by_key = {
         "first": file.first,

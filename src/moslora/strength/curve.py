@@ -151,7 +151,7 @@ class Curve:
         return rows
 
     def conclusion(self) -> str:
-        """Sentence with the recommended strength, its range and what it keeps; or why none is recommended."""
+        """Sentence with the recommended strength, its range, and what it keeps of each measure; or why none is."""
         if self.recommended is None:
             if self.rows < FEWEST_ROWS:
                 return f"no strength is recommended by {self.rows} rows; it takes {FEWEST_ROWS} or more"

@@ -152,7 +152,12 @@ def row_losses(model: PreTrainedModel, rows: Sequence[Encoded]) -> list[float]:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Rows that an adapter was not trained on: encoded, and those that are questions of a task."""
+    """Rows that an adapter was not trained on.
+
+    Attributes:
+        rows: all of them, as tokens.
+        questions: those that belong to a task, as questions.
+    """
 
     rows: Sequence[Encoded]
     questions: Sequence[Example]
