@@ -62,13 +62,19 @@ def test_the_gain_counts_as_estimated():
     assert forgetting.keeps(found).p != pytest.approx(as_known, rel=0.01)
 
 
-def study(folder, kept, forgotten):
-    """An experiment: arm -> the share of the gain that it keeps, and nats per byte."""
+def study(folder, kept, forgotten, lost_in=""):
+    """An experiment: arm -> the share of the gain that it keeps, and nats per byte.
+
+    In the set `lost_in`, `recommended` gains nothing.
+    """
 
     def of(seed: int, gain: float, bytes: float, arm: str) -> Evaluation:
         run = with_texts(drawn(seed, gain=gain, arm=arm), bytes)
+        gainless = drawn(seed, arm=arm).tasks
         tasks = {}
         for name, answers in run.tasks.items():
+            if arm == "recommended" and name == lost_in:
+                answers = gainless[name]
             outcomes = dict(answers.outcomes)
             if "log_probability" in outcomes:
                 outcomes["log_probability_summed"] = tuple(3 * value for value in outcomes["log_probability"])
@@ -123,3 +129,15 @@ def test_the_table_of_knobs_has_shares_of_what_lora_gains_and_loses(tmp_path):
         assert f"({100 * share:.0f} %)" in lines[arm]
     lost = forgetting_page.changes(found, forgetting_page.FORGOTTEN)
     assert lost["lora"].mean() == pytest.approx(0.95 + 0.0035 - 0.9)
+
+
+def test_a_set_that_is_left_out_does_not_count(tmp_path, capsys):
+    """Not even where it is the only one in which a challenger keeps nothing."""
+    kept = {"lora": 1.0, "lora-half": 0.9, "lora-twice": 1.0, "recommended": 1.0}
+    folder = study(tmp_path / "drawn", kept, dict.fromkeys(kept, 0.92) | {"recommended": 0.9}, lost_in="siqa")
+    printed = {}
+    for without in ("", "boolq", "siqa"):
+        forgetting.main(folder, without_set=without)
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("recommended")]
+        printed[without] = int(line.split()[2])
+    assert printed["boolq"] < printed[""] < 90 < printed["siqa"]
