@@ -68,7 +68,7 @@ class Contrast:
 
     @cached_property
     def means(self) -> dict[str, tuple[float, float]]:
-        """Task and average -> mean outcome of both arms."""
+        """Mean outcome of both arms, of each task and of the average, by name."""
         means = np.array([[before.mean(), after.mean()] for before, after in self.y.values()])  # shape (tasks, 2)
         micro = np.average(means, axis=0, weights=[self.questions(task) for task in self.y])
         rows = [*means, means.mean(axis=0), micro]
