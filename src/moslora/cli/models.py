@@ -208,7 +208,7 @@ def ask(
     task: Annotated[
         str | None,
         typer.Option(
-            help="Task whose prompt to use. [default: boolq for yes/no and true/false, else arc_easy]",
+            help="Task whose prompt to use. [default: the run's own, else boolq for yes/no, else arc_easy]",
             autocompletion=completion.tasks,
         ),
     ] = None,
@@ -237,8 +237,8 @@ def ask(
     trained in another format, or the input is no terminal, the command reads one question and then its options, one per
     line, up to an empty line.
 
-    The prompt is ARC's, or BoolQ's for yes/no. --task selects another one: a winogrande sentence has a _ in the place
-    of the options, and a hellaswag text starts with its activity and a colon.
+    The prompt is that of the run's own task, else BoolQ's for yes/no, else ARC's. --task selects another one: a
+    winogrande sentence has a _ in the place of the options, and a hellaswag text starts with its activity and a colon.
     """
     from moslora.evaluation.target import open_target
     from moslora.evaluation.typed_question import as_example, read_typed

@@ -62,7 +62,7 @@ class DifferenceDistribution:
         difference: estimate D.
         seeds: V_s.
         questions: V_q.
-        interaction: V_i, which counts up to V_q.
+        interaction: V_i as estimated; the variance takes min(V_i, V_q).
         most: largest possible |δ|, which is 1 for a difference of shares.
     """
 

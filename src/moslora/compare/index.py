@@ -50,7 +50,7 @@ class ArmCard:
     """Recipe and provenance of the runs of an arm.
 
     Attributes:
-        recipe: text of its recipe, with any learning rate and seed.
+        recipe: text of its recipe; the learning rate and seed in it are those of no run.
         made_with: provenances in the ``run.json`` of its runs, each once (`moslora.experiment.provenance`).
         of: arm whose adapters it applies at a strength; empty for an arm that trains.
     """

@@ -44,7 +44,7 @@ def log_probabilities(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 
 
 class Measured(NamedTuple):
-    """`log_probabilities` of the models before a merge, and `weight_sums` of each adapted weight after it."""
+    """`log_probabilities` of the base and the adapter model before a merge, and `weight_sums` of each merged weight."""
 
     base: Tensor
     adapted: Tensor  # adapter model

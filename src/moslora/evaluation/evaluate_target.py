@@ -221,8 +221,8 @@ def questions_of(
         if count < len(rows):
             limited.append(f"{task} {count:,} of {len(rows):,}")
     if limited and "limit" not in overrides:  # the user knows a limit of the command line
-        keys = "evaluation.limit and skip" if request.skip else "evaluation.limit"
-        note(f"questions: {', '.join(limited)} ({keys} of the recipe); --limit all asks all that are not skipped")
+        keys, but = ("evaluation.limit and skip", ", but those of skip") if request.skip else ("evaluation.limit", "")
+        note(f"questions: {', '.join(limited)} ({keys} of the recipe); --limit all asks all{but}")
     return request, questions
 
 

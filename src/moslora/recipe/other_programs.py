@@ -11,7 +11,11 @@ from .yaml_text import parse
 
 @cache
 def translations() -> Any:
-    """Content of `other_programs.yaml`: ``keys``, ``values`` and ``instead``."""
+    """Content of `other_programs.yaml`.
+
+    ``keys`` and ``values`` map ours to those of other programs that mean it. ``instead`` maps what happens here
+    to their keys for which there is none of ours.
+    """
     return parse(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
 
 

@@ -50,7 +50,7 @@ def _quantization(model: PreTrainedModel, folder: Path) -> dict[str, Any]:
         return {}
     if not isinstance(config, BitsAndBytesConfig):
         raise UsageError(
-            f"{folder}: its base is quantised by another method than bitsandbytes; use the unquantised base"
+            f"{folder}: its base is quantised by another method than bitsandbytes; inject into the unquantised base"
         )
     if config.load_in_8bit:
         return {"quantization": "int8"}

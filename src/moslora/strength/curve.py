@@ -182,12 +182,12 @@ def _recommended(mean_losses: Floats) -> NDArray[np.intp]:
 
 
 def write_curve(run: Run, curve: Curve) -> None:
-    """Write ``curve``, of the result of ``run``, into the run's folder."""
+    """Write a ``curve`` that was measured on the result of a training ``run`` into the run's folder."""
     write_text(run.curve, json.dumps({"strengths": STRENGTHS, **asdict(curve)}, default=_as_list) + "\n")
 
 
 def read_curve(run: Run) -> Curve | None:
-    """Read the curve of the result of ``run``; ``None`` if it is missing, or of other weights or strengths."""
+    """Read the curve measured on the result of ``run``; ``None`` if it is missing, or of other weights or strengths."""
     try:
         content = json.loads(run.curve.read_bytes())
     except (OSError, ValueError):
