@@ -124,7 +124,7 @@ def test_a_foreign_or_missing_file_is_refused_in_one_line(tmp_path, capsys):
         (RUNS, foreign.getvalue().to_pybytes(), "missing, damaged, or not of an experiment"),
         (RUNS, None, "missing"),
         (EXPERIMENT, json.dumps({key: value for key, value in card.items() if key != "card"}).encode(), "pack"),
-        (EXPERIMENT, json.dumps(card | {"margin": "a fifth"}).encode(), "not an experiment"),
+        (EXPERIMENT, json.dumps(card | {"margin": "a fifth"}).encode(), "not an experiment's file"),
     ):
         (folder / name).unlink()
         if content is not None:

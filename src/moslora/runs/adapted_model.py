@@ -101,5 +101,5 @@ def check_base(folder: AdapterFolder) -> None:
     if fingerprint(section.name, revision=section.revision) != base["fingerprint"]:
         raise UsageError(
             f"{folder.path}: the weights or config.json of its base, {base['name']}, changed since training; restore"
-            " them, or pin the hub's with model.revision"
+            " them, or train again, with model.revision for a base of the hub"
         )

@@ -142,7 +142,8 @@ def check_encoding(folder: AdapterFolder, encoding: Mapping[str, str]) -> None:
         )
         return
     raise UsageError(
-        f"{folder.path}: the base's {changed} changed since training; restore it, or pin the hub's with model.revision"
+        f"{folder.path}: the base's {changed} changed since training; restore it, or train again, with"
+        " model.revision for a base of the hub"
     )
 
 
