@@ -81,12 +81,12 @@ def table(results: dict[str, Found]) -> str:
     difference = max(found["resumed_difference"] for found in results.values())
     rows += [row_of(method, results[method], baseline=baseline) for method in METHODS if method in results]
     notes = (
-        f"`{BASE}`, dropout {lora['dropout']:g}, {lora['parameters']['lora']:,} trainable parameters with"
-        " LoRA; counted in the model, summed over the layers. Step time: median (quartiles) of"
-        f" {PAIRS} pairs of steps of {ROWS} rows, the method's and LoRA's in turns, on the same rows;"
+        f"`{BASE}`, dropout {lora['dropout']:g}; LoRA has {lora['parameters']['lora']:,} trainable parameters in all"
+        " layers. Step time: the method's over LoRA's, median (quartiles) of"
+        f" {PAIRS} pairs of steps of {ROWS} rows, in turns, on the same rows;"
         " LoRA's own line is LoRA against LoRA: the noise."
-        f" Peak memory: of a process that only trains ({baseline:.2f} GB with LoRA, the base and the libraries"
-        " included); LoRA's own line is its second run. Each run, resumed from the checkpoint at its half, has the"
+        f" Peak memory: of a process that only trains, over LoRA's {baseline:.2f} GB, the base and the libraries"
+        " included; LoRA's own line is its second run. Each run, resumed from the checkpoint at its half, has the"
         f" uninterrupted run's adapter{f' within {difference:.1g}' if difference else ', bit for bit'}. {machine()}."
     )
     return f"{markdown(rows)}\n\n{notes}"
