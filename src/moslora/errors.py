@@ -90,7 +90,8 @@ def counted(number: int, noun: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of a library's error, with the next line if it ends in a colon; its type if it is empty."""
+    """Return the first line of a library's error, with the next line if the first ends in a colon; the error's type if
+    it has no text."""
     lines = str(error).strip().splitlines()
     if not lines:
         return type(error).__name__

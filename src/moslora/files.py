@@ -225,8 +225,8 @@ def new_folder(out: Path, *, older: Callable[[], Collection[str]] = tuple) -> It
 def _move_in(scratch: Path, out: Path, *, older: Collection[str]) -> None:
     """Move the content of ``scratch`` into ``out``, :data:`MARKS` last, in place of the ``older`` files there.
 
-    The lock file lists the content before the first move. If the list is still there when the folder is locked again,
-    the move was not finished, and `_take_back` undoes it.
+    Before the first move, a list of the content is written into the lock file. If the list is still there when the
+    folder is locked again, the move was not finished, and `_take_back` undoes it.
     """
 
     def marks_last(name: str) -> tuple[bool, str]:

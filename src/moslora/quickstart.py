@@ -46,7 +46,8 @@ TOKENS_PER_QUESTION = 390  # one question of each of the eight sets, asked of th
 
 
 def overrides(size: SizeName, recipe: Recipe) -> list[str]:
-    """List the overrides by which a size changes ``recipe``. The recipe gives a number of rows for each task."""
+    """List the overrides by which a size changes ``recipe``; empty for the full size, or if the recipe does not set a
+    number of rows for each task."""
     divisor, questions = SIZES[size]
     rows = recipe.data.rows
     if divisor == 1 or not isinstance(rows, dict):
@@ -100,7 +101,7 @@ def quickstart(*, out: Path, size: SizeName | None = None) -> tuple[list[list[st
 
 
 def _train(run: Run, size: SizeName | None) -> None:
-    """Train the run, or continue it, after saying which and how long it takes."""
+    """Train a new run, or continue an existing one and say so; a run with a result is not trained further."""
     if run.exists:
         recipe = run.recipe_to_resume()
         if recipe.name != load_recipe(RECIPE).name:
@@ -120,8 +121,8 @@ def _train(run: Run, size: SizeName | None) -> None:
 
 
 def _choose_size(size: SizeName | None, recipe: Recipe) -> SizeName:
-    """Choose a size if the user gave none: on a GPU the full one, on a CPU the largest that takes five minutes, or the
-    smallest. On a CPU, print how long it takes."""
+    """Choose a size if the user gave none: on a GPU the full one, on a CPU the largest that takes less than five
+    minutes, or the smallest. On a CPU, print how long it takes."""
     if gpus():
         return size or "full"
     say("measuring this machine ...")

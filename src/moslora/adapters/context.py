@@ -12,8 +12,8 @@ class Context:
     """State that all adapters of a model share, because the model's own code passes nothing but x to its layers.
 
     It is an attribute of the layers, not a thread-local variable, because gradient checkpointing recomputes a layer in
-    a thread of autograd. It is not in a ``state_dict``. Except for ``options`` and ``seed``, it describes one pass or
-    the passes between two updates.
+    a thread of autograd. It is not in a ``state_dict``. ``tokens``, ``tasks``, ``factors`` and ``folds`` describe
+    one pass or the passes between two updates.
 
     Attributes:
         options: options of the adapters, for `moslora.save`; ``None`` for a layer created by hand.
@@ -25,8 +25,8 @@ class Context:
             :meth:`moslora.adapters.SharedInputLayers.folded`; a missing layer folds its own factors.
         folds: layer -> function that folds its factors, called before the layer computes.
         plain: whether the layers compute the plain formula and share nothing.
-        bypassed: layers that cannot be adapted, because the model's code reads the base's weight directly, or more
-            outputs of the base than y.
+        bypassed: layers that cannot be adapted, because the model's code reads the base's weight directly, or because
+            the base returns more than the tensor y.
     """
 
     def __init__(self) -> None:

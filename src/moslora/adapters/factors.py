@@ -23,9 +23,10 @@ class Factors:
         self._left: dict[int, tuple[Tensor, Tensor, Tensor | None]] = {}
 
     def project_down(self, x: Tensor, place: int, dropout: Dropout) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return h of the layer at ``place``, ``(..., r)``; x for its base; and the dropped entries.
+        """Return a layer's h = dropout(x) aᵀ, ``(..., r)``; x for its base; and the result of `Dropout.draw`.
 
-        The first layer that is called computes h for all. See :func:`moslora.kernels.recompute.project` for x.
+        The layer is the one at ``place``. The first layer that is called with ``x`` computes h for all layers. See
+        :func:`moslora.kernels.recompute.project` for the x that the base reads.
         """
         if self._of is None or self._of() is not x or place not in self._left:
             drawn = dropout.draw(x)

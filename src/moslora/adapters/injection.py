@@ -142,7 +142,7 @@ def adapt_layers(
 
 
 def context_of(model: nn.Module) -> Context:
-    """Context of the adapters of ``model``, with their options; an empty context without adapters."""
+    """Context of the adapters of ``model``, with their options; a new, empty one if it has no adapters."""
     return next((layer.context for _, layer in named_adapters(model)), Context())
 
 
@@ -154,9 +154,9 @@ def named_adapters(model: nn.Module) -> Iterator[tuple[str, AdapterLinear]]:
 
 
 def has_learned(model: nn.Module) -> bool:
-    """Whether an adapter of ``model`` differs from its start; true for a model without adapters.
+    """Whether an adapter of ``model`` has a ΔW other than zero; true for a model without adapters.
 
-    The start is ΔW = 0, or B = 0 for a gate, which has no single ΔW.
+    Every adapter starts with ΔW = 0, except one with a ``near-zero`` mixer. A gate has no single ΔW; its B is tested.
     """
     layers = layers_of(model)
     zero_at_start = (layer.lora_b if layer.mixer.options.routes else layer.delta_weight() for layer in layers)
@@ -166,7 +166,8 @@ def has_learned(model: nn.Module) -> bool:
 def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """Adapter weights that a checkpoint must keep, by parameter name, without those of the base layers.
 
-    ``lora_a`` is ``(r, in_features)``, ``lora_b`` ``(out_features, r)``; M's weights and DoRA's magnitude follow.
+    ``lora_a`` has the shape ``mixer.shape_of_a(in_features)``, ``lora_b`` is ``(out_features, rank_out)``. PiSSA's
+    start, M's weights and DoRA's magnitude follow them.
     """
     return _state(dict(named_adapters(model)))
 
@@ -182,7 +183,7 @@ def layers_of(model: nn.Module | Sequence[AdapterLinear]) -> Sequence[AdapterLin
 
 
 def adapter_penalty(model: nn.Module | Sequence[AdapterLinear]) -> Tensor | None:
-    """Mean over the adapters of the penalty that their mixers add to the loss, a float32 scalar, or ``None``.
+    """Mean over all adapters of the penalty that mixers add to the loss, a float32 scalar; ``None`` if none adds any.
 
     Call :func:`describe_batch` before every forward pass in training, and this once after it.
     """
@@ -320,8 +321,8 @@ def _new_layer(
 ) -> AdapterLinear:
     """Build an adapter over ``base`` on the CPU, and draw its start from ``seed``.
 
-    Without a seed its weights must be loaded. Over a base on the meta device nothing is drawn: with a seed the whole
-    adapter is on the meta device, without a seed on the CPU.
+    Without a seed the caller must load its weights. Over a base on the meta device nothing is drawn: with a seed the
+    whole adapter is on the meta device, without a seed on the CPU.
     """
     weight = next(base.parameters(), None)
     if weight is None:
@@ -352,7 +353,7 @@ def _new_layer(
 
 
 def _settle(layer: AdapterLinear, weight_of: Callable[[nn.Module], Tensor]) -> None:
-    """Move the adapter to its base's device. If it starts as a part of the base (PiSSA), subtract that part from it."""
+    """Move the adapter to its base's device. For PiSSA, subtract the adapter's start from the base."""
     base = layer.base
     layer.base = nn.Identity()  # the base stays where it is
     layer.to(next(base.parameters()).device)

@@ -20,9 +20,9 @@ class AdapterLinear(nn.Module):
 
     The base (``nn.Linear``, a 4-bit linear, …) is called, never subclassed: one adapter class fits any base. The
     factors stay in float32 and are cast to the dtype of ``x`` for the product; the activations are never cast up.
-    In training `moslora.adapters.shared_inputs` does that for all layers at once, and layers that read the same x drop
-    the same entries. ``context``, which :func:`moslora.adapters.inject` shares among layers, holds all other inputs of
-    the forward pass.
+    In training `moslora.adapters.shared_inputs` folds and casts the factors of all layers at once, and layers that read
+    the same x drop the same entries. ``context``, which :func:`moslora.adapters.inject` shares among layers, holds all
+    other inputs of the forward pass.
 
     Shapes: ``lora_a mixer.shape_of_a(in_features)``, usually ``(mixer.rank_in, in_features)``;
     ``lora_b (out_features, mixer.rank_out)``.
@@ -93,7 +93,7 @@ class AdapterLinear(nn.Module):
     def weight(self) -> Tensor:
         """Weight of the base ``(out_features, in_features)``.
 
-        A reader of the weight leaves out the adapter, so reading it adds the layer to `Context.bypassed`.
+        Code that reads this weight leaves out the adapter, so reading it adds the layer to `Context.bypassed`.
         """
         self.context.bypassed.add(self)
         weight: Tensor = self.base.get_parameter("weight")
@@ -154,9 +154,10 @@ class AdapterLinear(nn.Module):
         return a * (self.scale * self.dropout.scale), b
 
     def _rescaled(self, y: Tensor, delta: Tensor, x: Tensor, drawn: Tensor | None) -> Tensor:
-        """DoRA's y = g ∘ (W + ΔW) x + bias with g = m / ‖W + ΔW‖, from W x + bias and ΔW x ``(..., out_features)``.
+        """DoRA's y = g ∘ (W + ΔW) x + bias with g = m / ‖W + ΔW‖.
 
-        As in the released code, dropout also acts on (g − 1) ∘ W x.
+        ``y`` is W x + bias, ``delta`` ΔW dropout(x), both ``(..., out_features)``. As in the released code, the result
+        is W x + bias + (g − 1) ∘ W dropout(x) + g ∘ ΔW dropout(x).
         """
         assert self.magnitude is not None
         with torch.no_grad():  # the gradient treats the norm as a constant

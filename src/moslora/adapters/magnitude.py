@@ -7,12 +7,12 @@ from torch import Tensor, nn
 class Magnitude(nn.Module):
     """Magnitude m of W' = m ∘ (W + ΔW) / ‖W + ΔW‖, row by row; m starts as ‖W‖ (DoRA, arXiv 2402.09353, equation 5).
 
-    The gradient treats the norm as a constant (section 4.3 of the paper). It is computed without W + ΔW, from
+    The gradient treats the norm as a constant (section 4.3 of the paper). The norm is computed without W + ΔW, from
 
         ‖wᵢ + δᵢ‖² = ‖wᵢ‖² + 2 wᵢ·δᵢ + ‖δᵢ‖²,   δᵢ = s · bᵢ · a,
 
-    whose middle term needs only W · aᵀ, r columns that the frozen base computes in its own precision. The norm is at
-    least √eps · ‖wᵢ‖, below which rounding hides it.
+    whose middle term needs only W · aᵀ, r columns that the frozen base computes in its own precision. The norm is set
+    to at least √eps · ‖wᵢ‖, because rounding hides smaller values.
 
     Shape: ``weight`` m is ``(out_features,)``.
     """

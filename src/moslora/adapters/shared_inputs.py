@@ -132,6 +132,6 @@ def _fold(alike: Alike, dtype: torch.dtype) -> None:
 
 
 def _kind(layer: AdapterLinear) -> Hashable:
-    """Key of layers that drop entries of x and fold A in the same way, apart from their weights."""
+    """Key that is equal for layers that drop entries of x and fold A in the same way, whatever values A and M have."""
     a = layer.lora_a
     return layer.mixer.options, layer.mixer.rank_out, layer.folds, layer.scale, layer.dropout.p, a.shape, a.device

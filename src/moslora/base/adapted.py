@@ -24,10 +24,11 @@ class Adapters:
         put: see `with_adapters`.
         layers: see `adapted_layers`.
         state: see `adapter_state`.
-        settings: returns the settings of a recipe, by key, that a run which continues it must keep; refuses conflicts.
+        settings: returns the settings of a recipe, by key, that a run which continues its adapters must keep. For PEFT,
+            it refuses a method or fields that cannot be used.
         merge: computes the merged weights in float32; ``None`` if each layer merges its own.
         engine: the only engine that computes the adapters; ``None`` if both engines do.
-        packages: names of other packages whose code computes.
+        packages: names of other packages whose code computes the adapters.
     """
 
     put: Callable[[PreTrainedModel, Any, Mapping[str, Tensor] | None], PreTrainedModel]
@@ -57,7 +58,7 @@ def _own_layers(model: nn.Module) -> dict[str, tuple[nn.Module, nn.Module]]:
 
 
 def _own_settings(recipe: Recipe) -> dict[str, Any]:
-    """Settings of the adapter's section, and the tasks where a gate routes by task."""
+    """Settings of the adapter's section; also the data's tasks, if a gate routes by task."""
     settings = section_settings(recipe.adapter)
     if recipe.adapter.gated_by_task:
         settings["data.tasks"] = list(recipe.data.tasks)
@@ -102,20 +103,20 @@ def adapters_in(model: nn.Module) -> Adapters:
 def with_adapters(
     model: PreTrainedModel, recipe: Recipe, *, state: Mapping[str, Tensor] | None = None
 ) -> PreTrainedModel:
-    """Put the adapters of ``recipe`` into ``model``, in place, and freeze everything else. PEFT's return a
-    ``PeftModel`` around it.
+    """Put the adapters of ``recipe`` into ``model``, in place, and freeze everything else.
 
-    ``state`` are weights to start with. Without it the start is drawn from the recipe's seed.
+    Returns ``model``, or for PEFT's adapters the ``PeftModel`` around it. ``state`` are weights to start with. Without
+    ``state`` the start is drawn from the recipe's seed.
 
     Raises:
-        ValueError: a layer is not found or does not fit, or ``state`` does not.
+        ValueError: a layer is not found or does not fit, or ``state`` does not fit.
         UsageError: as :func:`moslora.base.peft_methods.config_of`.
     """
     return adapters_of(recipe).put(model, recipe, state)
 
 
 def adapted_layers(model: nn.Module) -> dict[str, tuple[nn.Module, nn.Module]]:
-    """Adapted layers by the base's names, each with the base layer inside it."""
+    """Adapted layers by the base's names, each as a pair of the adapter layer and the base layer inside it."""
     return adapters_in(model).layers(model)
 
 

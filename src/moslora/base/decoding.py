@@ -52,10 +52,12 @@ def decode(
         model: in evaluation mode; its attention must be exchangeable (`moslora.kernels.attention.use_rows`).
         prompts: of at least one token each, and with room for the new ones in the model's context.
         max_new_tokens: of each prompt.
-        ended: asked after each token, unless it is one of ``ends`` or the last possible one.
+        ended: whether a text has ended, given its prompt's number and its new tokens. Called after each new token,
+            except one of ``ends`` and the last of ``max_new_tokens``.
         ends: tokens that end a text.
-        batch_tokens: maximum number of tokens computed in a pass, though a pass takes at least one prompt; it also
-            limits for how many tokens keys and values are kept (`KEPT_ON_CPU`).
+        batch_tokens: maximum number of tokens computed in a pass, though a pass takes at least one prompt. It also
+            limits for how many tokens of all rows together keys and values are kept: on a CPU `KEPT_ON_CPU` times as
+            many.
 
     Raises:
         MosloraError: logits that are no finite numbers.

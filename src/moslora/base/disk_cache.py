@@ -85,7 +85,7 @@ def _installed_version(name: str) -> str | None:
 
 
 def _code_of(model: PreTrainedModel) -> list[str]:
-    """Hashes of the Python files beside the one that defines the model."""
+    """Hashes of all Python files in the folder of the one that defines the model's class, this one included."""
     file = getattr(sys.modules.get(type(model).__module__), "__file__", None)
     return [sha256(path) for path in sorted(Path(file).parent.glob("*.py"))] if file else []
 

@@ -78,9 +78,9 @@ def choose_engine(
 ) -> None:
     """Choose the engine that computes ``model``, and for our engine put our modules in place of transformers'.
 
-    Ours is chosen if both compute the same numbers. Without ``computed_here``, or where transformers' modules are slow,
-    a small twin of the model is compared instead. All processes of a
-    group follow the verdict of the first, which is cached (`moslora.base.disk_cache`).
+    Ours is chosen if both compute the same numbers. If ``computed_here`` is false (the model is not to be computed on
+    its present device), or if transformers' modules are slow, a small twin of the model is compared instead. All
+    processes of a group follow the verdict of the first, which is cached (`moslora.base.disk_cache`).
 
     Raises:
         UnsupportedModel: the model is not causal or cannot be computed, or our engine is ``wanted`` and cannot do it.
@@ -189,7 +189,7 @@ def _difference(name: str, stock: Computed, ours: Computed, *, rounded: bool) ->
 
 
 def _build_batch(engine: Engine, rows: Sequence[Sequence[int]]) -> tuple[Batch, list[int]]:
-    """Return the rows as a batch, which is described to the adapters, and the places of their tokens, row after row."""
+    """Build a batch of the rows and describe it to the adapters; return it with its tokens' places, row after row."""
     batch = engine.build_batch([rows], engine.model.device)
     describe_batch(engine.model, tokens=batch.real, tasks=torch.zeros_like(batch.input_ids))
     return batch, list(itertools.chain.from_iterable(batch.paths))
@@ -323,7 +323,7 @@ def _as_computed(twin: PreTrainedModel, model: PreTrainedModel) -> PreTrainedMod
 
 
 def _rounds(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether products of factors may be rounded to 16 bits, or to TF32 with its mantissa of 10 bits.
+    """Whether matrix products may round numbers to 16 bits, or to TF32 with its mantissa of 10 bits.
 
     torch reports the TF32 of TORCH_ALLOW_TF32_CUBLAS_OVERRIDE, which NVIDIA's images set. It does not report cuBLAS's
     own NVIDIA_TF32_OVERRIDE, so any GPU may round.

@@ -1,11 +1,13 @@
 """Engines that compute a model: ours, or transformers' own forward. Both have the same five methods.
 
-build_batch all texts as a batch, whose places number its tokens row after row logits logits after the tokens at P
-places, shape ``(P, vocabulary)`` loss Σ −log p(target) of the tokens ``targets (N,)`` after those at N ``places``,
-which ``sent`` holds on the device: a scalar, float32 or wider. Without a target it is zero, but still depends on every
-parameter, so that a process without rows takes part in the gradient reduction log_p log-probabilities of ``targets``
-after the tokens at P places: nats, float32 ``(P,)``, without a gradient write new tokens of each prompt, as
-:func:`moslora.base.decoding.decode`
+Methods:
+    build_batch: all texts as a batch, whose places number its tokens row after row.
+    logits: logits after the tokens at P places, shape ``(P, vocabulary)``.
+    loss: Σ −log p(target) of ``targets (N,)``, each after the token at one of N ``places``: a scalar, float32 or wider.
+        ``sent`` holds the places on the device. Without a target the loss is zero, but still depends on every
+        parameter, so that a process without rows takes part in the gradient reduction.
+    log_p: log-probabilities of ``targets`` after the tokens at P places: nats, float32 ``(P,)``, without a gradient.
+    write: new tokens of each prompt, as :func:`moslora.base.decoding.decode`.
 
 ``pads`` says whether every row of a batch is as long as the longest.
 """

@@ -24,7 +24,7 @@ class UnsupportedModel(UsageError):
 
 @contextmanager
 def loading(name: str, what: str) -> Iterator[None]:
-    """Turn any error of the libraries while ``what`` of model ``name`` is loaded into one line.
+    """While ``what`` of model ``name`` is loaded, replace any error of the libraries by one with a message of one line.
 
     Running out of GPU memory is left to :func:`fitting`.
     """

@@ -37,8 +37,9 @@ _version_of = functools.cache(metadata.version)  # which parses all that a packa
 def fingerprint(name: str, *, revision: str | None = None) -> str:
     """Return a short hash of the model's weights and config. A model with another hash computes something else.
 
-    Hashed are the weight files (a sample of those above :data:`HASHED_WHOLE`), ``config.json`` without the keys of
-    :data:`NOT_COMPUTED`, and the model's own Python code if its config names any. The hash is cached in this process.
+    Hashed are all weight files (samples of each that is larger than :data:`HASHED_WHOLE`), ``config.json`` without the
+    keys of :data:`NOT_COMPUTED`, and the model's own Python code if its config names any. The hash is cached in this
+    process.
 
     Raises:
         MosloraError: a file cannot be read.

@@ -15,7 +15,7 @@ from moslora.kernels.rows import Rows
 
 
 def use_own_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """Replace norms, MLPs, attention and linear layers by ours, and return the replaced modules by name. Weights keep
+    """Replace norms, MLPs, attention and linear layers by ours, and return the original modules by name. Weights keep
     their names."""
     ours = {"norm": own_norm, "mlp": own_mlp, "rope": own_attention, "linear": own_linear}
     return exchange(model, *(replacement for piece, replacement in ours.items() if piece not in disabled_kernels()))
@@ -38,8 +38,8 @@ def output_weight(model: PreTrainedModel) -> Tensor:
 
 
 def text_part(model: PreTrainedModel) -> nn.Module | None:
-    """Return the decoder layers of a model that also has other parts, such as an image encoder; ``None`` if it has no
-    others."""
+    """Return the list of decoder layers, or else the decoder, of a model that also has other parts, such as an image
+    encoder; ``None`` if the model has no other parts."""
     if not model.config.sub_configs:
         return None
     decoder: nn.Module = model.get_decoder()

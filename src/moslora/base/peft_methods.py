@@ -81,7 +81,7 @@ def with_peft(model: PreTrainedModel, recipe: Any, state: Mapping[str, Tensor] |
 
 
 def _drawn(model: PreTrainedModel, section: PeftSection, config: Any, seed: int) -> Any:
-    """Return PEFT's model around ``model``, with weights drawn on the CPU, whatever device has the base."""
+    """Return PEFT's model around ``model``, with weights drawn on the CPU even if the base is on a GPU."""
     from peft import get_peft_model
 
     is_planned = model.device.type == "meta"
@@ -100,7 +100,7 @@ def _drawn(model: PreTrainedModel, section: PeftSection, config: Any, seed: int)
 
 
 def peft_layers(model: Any) -> dict[str, tuple[Any, Any]]:
-    """Return PEFT's adapted layers by the base's names, each with the base layer inside it."""
+    """Return PEFT's adapted layers by the base's names, each as a pair: PEFT's layer, and the base layer inside it."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     modules = model.get_base_model().named_modules()
@@ -130,7 +130,7 @@ def config_of(section: PeftSection) -> Any:
     """Build the config of PEFT's class for ``section``, with its target modules.
 
     Raises:
-        UsageError: PEFT is missing; the method does not fit, or fields, one line each.
+        UsageError: PEFT is missing, or the method, a field or a value cannot be used; one line for each such field.
     """
     cls = _config_class(section.peft.peft_type)
     from peft.config import PeftConfig
@@ -216,7 +216,8 @@ def merged_by_peft(adapted: Any) -> dict[str, Tensor]:
     name.
 
     Raises:
-        MosloraError: PEFT cannot merge, or a merged layer maps random inputs to other outputs than the adapted one.
+        UsageError: PEFT cannot merge this method.
+        MosloraError: a merged layer maps random inputs to other outputs than the adapted one.
     """
     kind = adapted.peft_type.value
     generator = torch.Generator().manual_seed(0)

@@ -36,8 +36,8 @@ def quantization_config(section: ModelSection, *, on_cpu: bool) -> BitsAndBytesC
 
 
 def fix_layers(model: PreTrainedModel, *, on_cpu: bool, recomputed: bool = False) -> None:
-    """Work around faults of bitsandbytes' layers (0.50.2), two of which occur on a CPU alone. With gradient
-    checkpointing (``recomputed``) a 4-bit layer is unpacked one time less.
+    """Work around faults of bitsandbytes' layers (0.50.2), two of which occur only on a CPU. With gradient
+    checkpointing (``recomputed``), also spare 4-bit layers the unpacking of W in the backward pass.
 
     Raises:
         UsageError: a layer that bitsandbytes unpacks wrongly on a CPU.
@@ -96,7 +96,8 @@ class _Recomputed4bit(nn.Module):
     """
 
     def forward(self, x: Tensor) -> Any:
-        """Compute y = x Wᵀ + bias, with W unpacked here wherever bitsandbytes' product would unpack it, too."""
+        """Compute y = x Wᵀ + bias. In training W is unpacked here, if x has the layer's compute dtype and more than
+        `PACKED_ROWS` rows. Otherwise bitsandbytes computes the product."""
         layer: Any = self
         if not layer.training or x.dtype != layer.compute_dtype or x.numel() <= PACKED_ROWS * x.shape[-1]:
             return super().forward(x)
@@ -171,6 +172,6 @@ def write_out(model: nn.Module, layers: Mapping[str, nn.Module], dtype: torch.dt
 
 
 def _codes_and_unit(base: Any) -> tuple[Tensor, Tensor]:
-    """Return an 8-bit layer's codes, and their factors as float32 of shape ``(out_features, 1)``."""
+    """Return codes and unit of an 8-bit layer, with W = codes · unit; unit is float32 ``(out_features, 1)``."""
     scales = base.state.SCB if base.weight.SCB is None else base.weight.SCB  # the first forward pass moves them there
     return base.weight.data, (scales.float() / 127).unsqueeze(1)

@@ -153,7 +153,7 @@ def _ask_hub(name: str, revision: str | None) -> None:
 
 @contextmanager
 def _asking_hub(name: str, revision: str | None) -> Iterator[None]:
-    """Turn the hub's errors inside the block into a line: it does not have the model, or grants no access."""
+    """Replace any error of the hub, the network or the disk inside the block by one with a message of one line."""
     unknown = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.RemoteEntryNotFoundError)
     page = f"https://huggingface.co/{name}"
     try:

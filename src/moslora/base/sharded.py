@@ -36,8 +36,8 @@ def shards(strategy: Strategy) -> bool:
 def read_on_host(strategy: Strategy, section: ModelSection, device: torch.device) -> bool:
     """Whether a base that will be sharded is read on the CPU first, where processes share the pages of its file.
 
-    It is read on the GPU instead if it is quantised, or if the GPU has room for it
-    twice, as each process on the CPU would copy a file of another dtype.
+    A quantised base is read on the GPU instead. So is one that fits into the GPU's memory twice, because on the CPU
+    each process would make its own copy of a file that has another dtype than the base.
     """
     if not shards(strategy) or section.quantization:
         return False

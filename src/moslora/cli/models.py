@@ -1,6 +1,7 @@
 """The commands on one model: ``train``, ``plan``, ``eval``, ``ask``, ``merge``, ``verify``.
 
-Commands parse options, refuse mistakes before torch is loaded, call one function of another room, and print its result.
+Commands parse options, refuse mistakes before torch is loaded, call one function of another package, and print its
+result.
 """
 
 import re
@@ -378,7 +379,7 @@ def verify(
 
 
 def _as_typed(recipe: str, overrides: list[str] | None) -> str:
-    """The recipe with its overrides, for a command that is suggested."""
+    """The name of the recipe and its overrides as shell words, for a command that is suggested."""
     return shlex.join([recipe, *(overrides or ())])
 
 

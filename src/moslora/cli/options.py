@@ -100,7 +100,7 @@ def drop_unset(**values: Any) -> dict[str, Any]:
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Import torch and transformers in the block without garbage collection, which takes a seventh of that time."""
+    """Import torch and transformers in the block without garbage collection, which would be a seventh of the time."""
     gc.disable()
     try:
         yield

@@ -51,9 +51,9 @@ def predict(
 ) -> None:
     """Predict the answers of the rows in a file.
 
-    Writes the same rows with the columns prediction, probability and probabilities; for answers in words with
-    prediction and written. Equal rows are asked once. Uses all GPUs of this machine. If it was stopped, the same
-    command continues.
+    Writes the same rows with the columns prediction, probability and probabilities; for answers in words with the
+    columns prediction and written. Equal rows are asked once. Uses all GPUs of this machine. If it was stopped, the
+    same command continues.
 
     With --server, a server with OpenAI's interface answers instead of the model. MOSLORA_SERVER_KEY may have its key.
     """

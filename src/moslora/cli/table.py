@@ -68,7 +68,7 @@ def _hanging(beginning: str, text: str) -> str:
 
 
 def _room() -> int:
-    """Columns of a line: the terminal's, or without a limit in a file or a pipe."""
+    """Characters that fit into a line: as many as the terminal has columns; without a limit in a file or a pipe."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
 
 

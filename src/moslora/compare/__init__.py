@@ -1,1 +1,1 @@
-"""Runs against each other, question by question and seed by seed: what can be concluded, and what cannot."""
+"""Comparison of runs, question by question and seed by seed: what can be concluded, and what cannot."""

@@ -59,7 +59,8 @@ def load_arms(paths: Sequence[Path], *, evaluation: str | None = None, cluster: 
 
     Args:
         paths: runs, folders of runs, experiments, or folders of one evaluation; or logs of other programs.
-        evaluation: name of the evaluation's folder in a run; ``None`` for the only one, or the recipe's.
+        evaluation: name of the evaluation's folder in a run; ``None`` for the only one, or, of several, for the
+            one that the recipe describes.
         cluster: column of logs, or path into a row, that groups the questions.
     """
     runs = find_runs(paths, evaluation=evaluation, cluster=cluster)
@@ -112,7 +113,7 @@ SEEDS = "seeds"
 
 
 def pairs_by_seed(before: Arm, after: Arm) -> bool:
-    """Whether runs of these arms are paired by seed: both are trained, and one has several runs."""
+    """Whether runs of these arms are paired by seed: both are trained, and at least one has several runs."""
     return before.trained and after.trained and max(len(before.runs), len(after.runs)) > 1
 
 
@@ -136,7 +137,7 @@ def unpaired_runs(before: Arm, after: Arm) -> list[str]:
 
 
 def cluster_codes(runs: Sequence[Evaluation]) -> dict[str, Codes]:
-    """Return, by task, the number of each question's cluster, shape ``(n,)``; without tasks that have no clusters.
+    """Return, by task, the index of each question's cluster, shape ``(n,)``; without tasks that have no clusters.
 
     The first run that records clusters decides.
 

@@ -110,7 +110,8 @@ def base_differences(runs: Sequence[ComparedRun]) -> dict[str, str]:
 
 
 def facts_of(run: ComparedRun, *changing: Changes) -> dict[str, Any]:
-    """Return the facts of a run's evaluation that affect one of ``changing``; empty for a log, which records none."""
+    """Return the facts of a run's evaluation that determine one of the aspects ``changing``; empty for a log, which has
+    none."""
     conditions = run.evaluation.conditions
     return conditions.facts(*changing) if conditions else {}
 
@@ -136,7 +137,7 @@ def refuse_other_prompts(runs: Sequence[ComparedRun], *, allowed: Sequence[str])
     """Refuse logs whose questions have the same ids but other hashes.
 
     Raises:
-        UsageError: the first hash that differs, since other data also have other prompts.
+        UsageError: names only the first of `HASHES` that differs, since other data also have other prompts.
     """
     first = runs[0]
     for name, run in product(HASHES, runs):
@@ -153,7 +154,7 @@ def refuse_other_prompts(runs: Sequence[ComparedRun], *, allowed: Sequence[str])
 def note_what_differs(arms: Sequence[Arm]) -> None:
     """Print differences that are allowed but matter to a reader, and the clusters of the questions.
 
-    The differences are the steps that validations chose, and versions.
+    The differences are the steps that validations chose, the tokenizer or chat template, and versions of packages.
     """
     runs = all_runs(arms)
     chosen = [(arm.name, run) for arm in arms for run in arm.runs.values() if run.chosen_step is not None]

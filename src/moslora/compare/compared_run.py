@@ -37,7 +37,7 @@ class ComparedRun:
 
     @classmethod
     def of(cls, evaluation: Evaluation) -> "ComparedRun":
-        """Return an evaluation as a compared run of a model that moslora did not train, such as a base or a log."""
+        """Return an evaluation as a compared run that moslora did not train: a base, or a log of another program."""
         name = "base" if evaluation.of_base and evaluation.run else evaluation.folder.name
         return cls(evaluation, evaluation.folder, name, arm=str(evaluation.folder))
 

@@ -31,7 +31,7 @@ class Comparison:
     Attributes:
         arms: all arms that were named, also those in no contrast.
         named: contrasts named beforehand that have runs, or the only contrast of two arms.
-        exploratory: contrasts of every other arm with the first, if at most one was named.
+        exploratory: contrasts of every other arm with the first, if at most one contrast was named.
         count: number of contrasts named beforehand, with runs or without.
         left_out: messages on the questions and runs that were left out.
         own_margin: largest negligible difference, if one was named; ``None`` for the outcome's.
@@ -53,7 +53,7 @@ class Comparison:
 
     @property
     def outcome(self) -> Outcome:
-        """Number that is compared."""
+        """Outcome that is compared."""
         return (self.named or self.exploratory)[0].outcome
 
     @property
@@ -95,7 +95,7 @@ class Comparison:
             )
 
     def with_direction(self, direction: int) -> "Comparison":
-        """Return the comparison of a log's score with its direction: 1 if more is better, -1 if less is.
+        """Return the comparison, given the direction of a log's score: 1 if more is better, -1 if less is.
 
         Raises:
             UsageError: the outcome's direction is already known.
@@ -123,13 +123,13 @@ def compare_paths(
     """Compare the arms at ``paths``, by default by the contrasts and outcome of their experiment.
 
     Args:
-        paths: as of `load_arms`.
-        contrasts: as of `compare_arms`.
-        outcome: as of `compare_arms`.
-        evaluation: as of `load_arms`.
-        tasks: as of `compare_arms`.
-        allowed: as of `compare_arms`.
-        cluster: as of `load_arms`.
+        paths: as in `load_arms`.
+        contrasts: as in `compare_arms`.
+        outcome: as in `compare_arms`.
+        evaluation: as in `load_arms`.
+        tasks: as in `compare_arms`.
+        allowed: as in `compare_arms`.
+        cluster: as in `load_arms`.
     """
     arms = load_arms(paths, evaluation=evaluation, cluster=cluster)
     index = read_index(paths[0]) if len(paths) == 1 else None
@@ -143,14 +143,14 @@ def compare_paths(
 def compare_planned(
     arms: Sequence[Arm], index: ExperimentIndex, *, outcome: str, tasks: str | None = None, allowed: Sequence[str] = ()
 ) -> Comparison:
-    """Compare arms by their experiment's contrasts. Contrasts that have no runs yet also count in their number.
+    """Compare arms by their experiment's contrasts. Contrasts that have no runs yet count towards `count`, too.
 
     Args:
         arms: arms of the experiment.
         index: index of the experiment.
-        outcome: as of `compare_arms`.
-        tasks: as of `compare_arms`.
-        allowed: as of `compare_arms`.
+        outcome: as in `compare_arms`.
+        tasks: as in `compare_arms`.
+        allowed: as in `compare_arms`.
     """
     planned = index.named
     by_name = {arm.name: arm for arm in arms}
@@ -178,7 +178,7 @@ def compare_arms(
     Args:
         arms: two or more arms.
         contrasts: pairs of names, the second arm against the first; by default the only two arms.
-        outcome: name of the number that is compared; ``None`` for the first of `DEFAULTS` that all runs have.
+        outcome: name of the outcome that is compared; ``None`` for the first of `DEFAULTS` that all runs have.
         tasks: names of the compared tasks, separated by commas; ``None`` for all.
         allowed: fields that may differ (`refuse_mixed`). With `SEEDS` among them, runs are not paired by seed.
 
@@ -243,8 +243,8 @@ def compare_arms(
 def _restricted(arms: Sequence[Arm], tasks: str | None, outcome: str | None) -> list[Arm]:
     """Return the arms with the answers to compare.
 
-    These are texts if the outcome is one of texts, or if there is nothing else. Otherwise they are questions. For an
-    outcome of runs there are none.
+    These are the answers to texts if the outcome is one of texts, or if there are no others. Otherwise they are those
+    to questions. For an outcome of runs there are no answers.
 
     Args:
         arms: arms with all their answers.

@@ -37,7 +37,8 @@ def lines(comparison: Comparison) -> list[str]:
 
 
 def remarks(comparison: Comparison) -> Iterator[str]:
-    """Yield remarks on the tables: what was left out, what the intervals are, and arms at the majority class."""
+    """Yield remarks on the tables: what was left out, what the intervals are, and arms not shown to be above the
+    majority class."""
     yield from comparison.left_out
     named = comparison.named
     main = comparison.main
@@ -78,7 +79,7 @@ def conclusions(comparison: Comparison) -> list[str]:
 
 
 def verdict_on(contrast: Contrast, member: Member) -> str:
-    """Return the verdict on a contrast: one of `SIDES` for its second arm, `EQUAL`, `TOO_FEW` or "open"."""
+    """Return the verdict on a contrast: the one of `SIDES` that its second arm is, or `EQUAL`, `TOO_FEW` or "open"."""
     if _are_few(contrast):
         return TOO_FEW
     if member.different <= LEVEL:
@@ -128,10 +129,10 @@ def _difference(contrast: Contrast, member: Member, margin: Margin, interval_tit
 
     Args:
         contrast: contrast of two arms.
-        member: its place in the family of contrasts.
+        member: interval and p values of the contrast in its family.
         margin: largest negligible difference.
         interval_title: title of the interval.
-        p: text behind the interval.
+        p: text with p, which follows the interval.
     """
     outcome = contrast.outcome
     size = contrast.effects[MACRO].difference

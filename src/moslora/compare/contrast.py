@@ -26,16 +26,16 @@ class Contrast:
     Attributes:
         before: name of the first arm.
         after: name of the second arm.
-        outcome: number that is compared.
+        outcome: outcome that is compared.
         seeds: number of pairs of runs, S; for arms that are not paired, the smaller number of runs.
         y: task -> outcomes of both arms, shapes ``(S, n)``; if not paired, ``(S_before, n)`` and ``(S_after, n)``. n is
             1 for an outcome of runs.
         majority: task -> 1 where the most frequent label is right, shape ``(n,)``; empty if labels are unknown, or no
             accuracy is compared.
-        clusters: task -> number of each question's cluster, shape ``(n,)``; without tasks that have no clusters.
+        clusters: task -> index of each question's cluster, shape ``(n,)``; without tasks that have no clusters.
         base: task -> outcome of the base of both arms, shape ``(n,)``; empty without its answers to these questions.
         paired: whether each run is compared with the other arm's of the same seed; if not, seeds are independent.
-        trained_here: whether both arms are runs, and no bases or logs.
+        trained_here: whether both arms are runs of moslora; false if one is a base or a log.
     """
 
     before: str
@@ -84,8 +84,7 @@ class Contrast:
         return before, after
 
     def effects_of(self, y: dict[str, tuple[Floats, Floats]]) -> dict[str, Effect]:
-        """Return the effects of these outcomes of the questions, instead of the contrast's own `y`, in the same
-        shapes."""
+        """Return the effects of other outcomes ``y`` of the same questions, in the shapes of the contrast's own `y`."""
         if self.paired:
             return self._over_seeds({task: after - before for task, (before, after) in y.items()})
         before, after = ({task: sides[arm] for task, sides in y.items()} for arm in (0, 1))
@@ -114,7 +113,7 @@ def contrast_of(
     Args:
         before: arm to compare with.
         after: arm that is compared.
-        outcome: number that is compared.
+        outcome: outcome that is compared.
         base: answers of the base of both arms to the same questions; ``None`` if they are unknown.
         own_seeds: whether the arms' seeds are independent, so that runs are not paired by seed.
 

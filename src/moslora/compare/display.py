@@ -12,9 +12,9 @@ from moslora.runs.scores import MACRO, MICRO
 
 
 def tables(comparison: Comparison) -> list[list[list[str]]]:
-    """Return the tables of a comparison: one of the family, if several contrasts were named.
+    """Return the tables of a comparison: a single table of the family, if several contrasts were named.
 
-    Otherwise one of all arms, if there are more than two, and one of the only named contrast.
+    Otherwise a table of all arms, if there are more than two, and a table of the only named contrast.
     """
     main = comparison.main
     if comparison.named and main is None:

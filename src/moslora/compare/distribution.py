@@ -62,7 +62,7 @@ class DifferenceDistribution:
         difference: estimate D.
         seeds: V_s.
         questions: V_q.
-        interaction: V_i as estimated; the variance takes min(V_i, V_q).
+        interaction: estimate of V_i; where it is larger than V_q, the distribution takes V_q in its place.
         most: largest possible |δ|, which is 1 for a difference of shares.
     """
 
@@ -74,7 +74,7 @@ class DifferenceDistribution:
 
     @property
     def standard_error(self) -> float:
-        """√(V_q + max(0, V_s − V_i))."""
+        """Standard error of D: √(V_q + max(0, V_s − min(V_i, V_q)))."""
         return math.sqrt(self.questions.variance + max(0.0, self.seeds.variance - self._in_both))
 
     def interval(self, level: float) -> tuple[float, float]:

@@ -37,7 +37,8 @@ def p_unequal(contrast: Contrast, margin: Margin) -> float:
 
 
 def p_worse(contrast: Contrast, margin: Margin) -> float:
-    """Return the one-sided p of a loss of the margin or more; 1 if the margin is a share of a gain that is unknown."""
+    """Return the one-sided p of the hypothesis that the second arm is worse by the margin or more; 1 if the margin is a
+    share of a gain that is unknown."""
     direction = contrast.outcome.direction
     if not margin.of_gain:
         distribution = contrast.effects[MACRO].distribution
@@ -47,12 +48,12 @@ def p_worse(contrast: Contrast, margin: Margin) -> float:
 
 
 def size_in_words(margin: Margin, outcome: Outcome) -> str:
-    """Return ``0.01 nats``, or ``20 % of the gain``."""
+    """Return the size of a margin, such as ``0.01 nats`` or ``20 % of the gain``."""
     return f"{100 * margin.size:g} % of the gain" if margin.of_gain else f"{margin.size:g} {outcome.unit}"
 
 
 def margin_in_words(contrast: Contrast, margin: Margin) -> str:
-    """Return ``0.01 nats``, or ``20 % of lora's gain (0.0280 nats)``."""
+    """Return the margin of a contrast, such as ``0.01 nats`` or ``20 % of lora's gain (0.0280 nats)``."""
     outcome = contrast.outcome
     if not margin.of_gain:
         return size_in_words(margin, outcome)

@@ -31,11 +31,14 @@ ARM_CHANGES = (Changes.TRAINED, Changes.ROWS)
 
 
 def find_runs(paths: Sequence[Path], *, evaluation: str | None = None, cluster: str | None = None) -> list[ComparedRun]:
-    """Return the runs at these paths with their answers, in their order. If one is a log of another program, all are.
+    """Return the runs at these paths with their answers, in their order.
+
+    If a path has no runs but logs of other programs, all paths are read as logs.
 
     Args:
         paths: runs, folders of runs, experiments, or folders of one evaluation; or logs.
-        evaluation: name of the evaluation's folder in a run; ``None`` for the only one, or the recipe's.
+        evaluation: name of the evaluation's folder in a run; ``None`` for the only one, or, of several, for the
+            one that the recipe describes.
         cluster: column of logs, or path into a row, that groups the questions (`read_logs`).
 
     Raises:
@@ -81,7 +84,7 @@ def runs_at(path: Path) -> dict[Path, str | None]:
 
 
 def _runs_of_experiment(path: Path, index: ExperimentIndex, *, evaluation: str | None) -> list[ComparedRun]:
-    """Return the scored runs of an experiment, from its tables and from folders. Notes diverged and missing runs.
+    """Return the scored runs of an experiment, from its tables and from folders. Print diverged and missing runs.
 
     If an arm also has run folders, it was continued, and only table rows at the learning rate of those folders count.
     """
@@ -205,7 +208,7 @@ def evaluated_step(evaluation: Evaluation, *, of_result: bool) -> int | None:
         of_result: whether it has to be of the run's result.
 
     Raises:
-        UsageError: the run has other adapters, or another result.
+        UsageError: the evaluated adapter is none of the run's, or, with ``of_result``, not its result.
     """
     folder = evaluation.folder
     run = Run(folder.parent.parent)

@@ -28,7 +28,7 @@ MarginText = Annotated[str, BeforeValidator(lambda margin: str(read_margin(margi
 
 @dataclass(frozen=True)
 class ExperimentRun:
-    """A scored run of an experiment that has a folder.
+    """A run of an experiment that is to be scored and has a folder.
 
     Attributes:
         arm: name of its arm.
@@ -50,7 +50,7 @@ class ArmCard:
     """Recipe and provenance of the runs of an arm.
 
     Attributes:
-        recipe: text of its recipe; the learning rate and seed in it are those of no run.
+        recipe: text of its recipe; its learning rate and seed do not count, as each run has its own.
         made_with: provenances in the ``run.json`` of its runs, each once (`moslora.experiment.provenance`).
         of: arm whose adapters it applies at a strength; empty for an arm that trains.
     """
@@ -89,7 +89,7 @@ class ExperimentIndex:
     Attributes:
         name: name of the experiment.
         contrast: planned comparison, the second arm against the first.
-        outcome: number that is compared.
+        outcome: name of the outcome that is compared.
         runs: scored runs that have a folder.
         others: further planned comparisons.
         file: experiment file, relative to the folder, as both may be moved together.

@@ -32,7 +32,7 @@ def model_of(file: Path) -> str:
 
 
 def read_rows(file: Path) -> Iterator[dict[str, Any]]:
-    """Yield a row for each scored sample and epoch. Notes how many samples have no score.
+    """Yield a row for each scored sample and epoch. Print how many samples have no score.
 
     A single score is the metric ``score``. Several are named by their scorers, and those in a table also by their keys.
     """

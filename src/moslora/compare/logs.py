@@ -160,10 +160,10 @@ def _read_file(file: Path, tasks: dict[str, Samples], cluster: str | None) -> No
     Args:
         file: log of one or more tasks.
         tasks: task -> samples of the evaluation so far.
-        cluster: as of `read_logs`.
+        cluster: as in `read_logs`.
 
     Raises:
-        UsageError: a row is not one of a log, or repeats a question; or there is none.
+        UsageError: a row is not one of a log, or repeats a question; or the file has no rows.
     """
     named = SAMPLES.fullmatch(file.name)
     task_of_file = named[1] if named else "questions"

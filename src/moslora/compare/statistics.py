@@ -32,7 +32,7 @@ POWER = 0.8
 """Power at which an effect counts as detectable."""
 
 Codes = NDArray[np.int_]
-"""Number of each question's cluster, shape ``(n,)``."""
+"""Index of each question's cluster, shape ``(n,)``."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def effects(
     Args:
         differences: task -> d, shape ``(S, n_t)``, with the same S for all.
         binary: whether y is 0 or 1.
-        clusters: task -> number of each question's cluster, shape ``(n_t,)``, with at least two clusters. Without an
+        clusters: task -> index of each question's cluster, shape ``(n_t,)``, with at least two clusters. Without an
             entry each question of a task is a cluster.
     """
     tasks = []
@@ -156,7 +156,7 @@ def effects_unpaired(
         before: task -> y_A, shape ``(S_A, n_t)``, with the same S_A ≥ 2 for all.
         after: task -> y_B, shape ``(S_B, n_t)``, with the same S_B ≥ 2 for all.
         binary: whether y is 0 or 1.
-        clusters: as of `effects`.
+        clusters: as in `effects`.
     """
     effects_before, effects_after = (effects(y, binary=False, clusters=clusters) for y in (before, after))
     seeds = min(effects_before[MACRO].seeds, effects_after[MACRO].seeds)
@@ -213,10 +213,10 @@ def _variance_of_mean(values: Floats, codes: Codes, *, pseudo: float = 0.0) -> f
 
     Args:
         values: x, shape ``(n,)``.
-        codes: number of each value's cluster, shape ``(n,)``.
-        pseudo: this number and its negative count as two more clusters of the average size; 0 for none. Without them a
-            few questions that both arms answer alike would give an interval of length 0. With one seed it is 1: where
-            each question is alone, one more question of each kind in McNemar's table (Bonett and Price 2012, doi
+        codes: index of each value's cluster, shape ``(n,)``.
+        pseudo: value of one more cluster of the average size, and its negative that of another; 0 for neither. Without
+            them a few questions that both arms answer alike would give an interval of length 0. With one seed it is 1:
+            where each question is alone, one more question of each kind in McNemar's table (Bonett and Price 2012, doi
             10.3102/1076998611411915). Over S seeds such a question's mean is about 1/√S.
     """
     weights = np.ones(len(values))
@@ -232,7 +232,7 @@ def _variance_of_mean(values: Floats, codes: Codes, *, pseudo: float = 0.0) -> f
 
 
 def _weighted(tasks: Sequence[_Components], weights: Floats, *, most: float) -> Effect:
-    """Return the effect averaged over the tasks by ``weights``, whose size is at most ``most``."""
+    """Return the effect averaged over the tasks by ``weights``; ``most`` is the largest possible size of the effect."""
     by_seed = weights @ np.array([task.by_seed for task in tasks])  # D of each seed
     interaction = float(weights**2 @ np.array([task.interaction for task in tasks]))
     weighted = []

@@ -1,7 +1,7 @@
 """Runs of an experiment and their answers as two tables, to be committed or shared.
 
 ``runs.parquet``     a row per run, and one for the base
-``answers.parquet``  a row per run that was scored and question, with the outcomes as columns, in single precision
+``answers.parquet``  a row per scored run and question, with the outcomes as columns, in single precision
 
 The card is ``experiment.json`` (`moslora.compare.index`).
 """
@@ -57,7 +57,8 @@ class FinishedRun:
         arm: name of its arm; ``None`` for the base.
         rate: its learning rate; ``None`` for the base.
         seed: its seed; ``None`` for the base.
-        role: ``searched`` for a run that chooses the learning rate and has no answers.
+        role: ``searched`` for a run that only helps to choose the learning rate and has no answers; ``scored`` for one
+            that has them unless it diverged; ``base`` for the base.
         validation_loss: loss of its result, infinite if it was not finite; ``None`` without validation.
         lowest_loss: lowest finite validation loss; ``None`` without one.
         seconds: duration of its training, if known.

@@ -184,8 +184,11 @@ def _alike(own: Results, plain: Results, task: str) -> bool:
 
 
 def source_of(task: str, *, recipe: Recipe, source: str) -> str:
-    """Public name of the source of the rows of ``task``. ``source`` is that of the eight commonsense sets
-    and of bare instructions; a user's task has its own."""
+    """Public name of the source of the rows of ``task``.
+
+    ``source`` is where rows of the eight commonsense sets and rows without a task come from. A user's task names its
+    own source.
+    """
     own = recipe.own_tasks.get(task)
     entry = own or TASKS.get(task)
     if entry and entry.hub and (own or source == "hub"):

@@ -42,7 +42,10 @@ OF_EXPERTS = ("gate_proj", "up_proj", "down_proj")
 
 
 def refuse_unfoldable(folder: AdapterFolder, task: str | None) -> None:
-    """Refuse an adapter without a single ΔW. A task gate has one for each ``task`` that it was trained on."""
+    """Refuse an adapter whose ΔW depends on the token or the task, unless ``task`` names one that its gate learned.
+
+    Also refuse a ``task`` for an adapter without a task gate.
+    """
     section = folder.recipe.adapter
     if task is not None:
         if not section.gated_by_task:

@@ -95,7 +95,7 @@ def _write_model(
     onto: Onto,
     task: str | None,
 ) -> Measured:
-    """Write weights, tokenizer and config to ``out``; ``section`` is the base in the dtype of the result."""
+    """Write weights, tokenizer and config to ``out``; ``section`` is the recipe's `model` with the result's dtype."""
     base = read_base(section)
     of_base = log_probabilities(base, tokenizer)
     stored = stored_names(base)

@@ -42,8 +42,8 @@ def pattern(module: str) -> str:
 
 
 def name_for_vllm(module: str, patterns: Sequence[str]) -> str:
-    """vLLM's name of a module of a decoder layer: the same, or with the prefix before ``.layers.`` that the table of
-    vLLM's architectures has.
+    """vLLM's name of a module of a decoder layer: ``module`` itself if it is among ``patterns``; otherwise with the
+    prefix before ``.layers.`` that they have.
 
     Raises:
         MosloraError: vLLM applies no such module.

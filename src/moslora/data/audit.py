@@ -55,7 +55,7 @@ def audit_rows(
         source: of the rows.
         tokenizer: for the lengths.
         format: of the texts whose lengths are counted.
-        max_length: limit in tokens, above which a row is cut.
+        max_length: limit in tokens; longer rows are counted as cut, but measured whole.
         bad_rows: as in `read_rows`.
 
     Returns:

@@ -11,10 +11,10 @@ subject or a heading, which independent questions share."""
 
 
 def find_clusters(examples: Sequence[Example]) -> dict[str, str]:
-    """Find the clusters of a set's questions by their texts; in a user's task equal questions are clusters, too.
+    """Find clusters of questions that share a text, and in a user's task also of equal questions.
 
     Returns:
-        id -> id of the first question in its cluster.
+        id of each later question of a cluster -> id of its first question.
     """
     shared = {example.id: _shared_text(example) for example in examples}
     questions: dict[str, Hashable] = {}  # with context and sorted options
@@ -31,10 +31,11 @@ def clusters_of(shared: Mapping[str, str], questions: Mapping[str, Hashable]) ->
     Args:
         shared: id -> the text that a question shares with others, or "". Texts with the same words form a cluster. A
             text that all questions share forms none.
-        questions: id -> the question itself, or a false value. Questions without a shared text are compared by it.
+        questions: id -> the question itself, by which questions without a shared text are compared. A question is in
+            no cluster if it has neither a shared text nor a truthy value here.
 
     Returns:
-        id -> id of the first question in its cluster.
+        id of each later question of a cluster -> id of its first question.
     """
     words = {id: normalized(text) for id, text in shared.items()}
     all_share = len(set(words.values())) == 1

@@ -103,14 +103,17 @@ def _encode(
 
 
 def _rendered(turns: Sequence[Turn], format: ChatFormat) -> tuple[str, list[int], list[tuple[int, int]]]:
-    """Render a conversation: its text, the ids of its tokens, and the first and last position of each in the text."""
+    """Render a conversation: its text, the ids of its tokens, and the start and end offset of each token in the text.
+
+    End offsets are exclusive.
+    """
     text = format.render(turns)
     encoded = format.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     return text, encoded["input_ids"], encoded["offset_mapping"]
 
 
 def _place(answer: str, text: str, marked: str, *, where: str) -> tuple[int, int]:
-    """Find the first and last position of the answer in ``text``.
+    """Find the start and the exclusive end of the answer in ``text``, as offsets.
 
     ``marked`` is the same conversation with a marker instead of the answer. The template may trim the answer.
     """

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub: parquet at pinned commits (`moslora.tasks.Hub`), never a script."""
+"""Data sets of the Hugging Face hub (`moslora.tasks.Hub`), each loaded at one commit, never by a script."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -42,7 +42,7 @@ def load_named(hub: Hub, split: Split) -> list[Example]:
 
 
 def load(task: Task, split: Split) -> list[Example]:
-    """Load one split of one set; HellaSwag raw, WinoGrande's training set ``xl``."""
+    """Load one split of ``task`` from the hub; HellaSwag has WikiHow's tags, WinoGrande's training set is ``xl``."""
     assert task.hub
     return _load(task.hub, task.splits[split], partial(task.row_of_split, split), expected=task.rows.get(split))
 
@@ -54,7 +54,7 @@ def load_mixture() -> list[Example]:
 
 @cache
 def commit(hub: Hub) -> str:
-    """Find the current commit of ``hub``, or offline the last one in the cache."""
+    """Find the commit of the data set's revision, by default ``main``; offline, the last such commit in the cache."""
     revision = hub.revision or "main"
     if re.fullmatch("[0-9a-f]{40}", revision):
         return revision
@@ -65,7 +65,7 @@ def commit(hub: Hub) -> str:
 
 @contextmanager
 def _reaching(hub: Hub) -> Iterator[None]:
-    """Turn any error of the hub's libraries inside the block into one line."""
+    """Raise any error of the hub's libraries inside the block as a `MosloraError` of one line."""
     prefer_cache_if_unreachable()
     page = _page(hub)
     try:

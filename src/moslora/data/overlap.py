@@ -1,7 +1,7 @@
 """Normalised content of rows, by which equal rows of different sources are found.
 
 Two texts are equal if their words are, lower-cased and without punctuation. Options are equal in any order. The answer
-is the right option's text, or the first accepted answer to an open-ended question. Punctuation, the numbers of the
+is the right option's text, or the first accepted answer to an open-ended question. Punctuation, the labels of the
 options and the name of the set do not count.
 """
 

@@ -96,7 +96,7 @@ class RowTable(Sequence[Encoded]):
         )
 
     def last_answer(self, row: int) -> TokenPair:
-        """Tokens before a row's last labelled span, and tokens of that span."""
+        """Ids of the tokens before a row's last labelled span, and ids of the tokens in that span."""
         begin, end = self._spans[: self._spans_of[row + 1]][-2:]
         ids = self._tokens[self._offsets[row] : self._offsets[row + 1]]
         return ids[:begin].tolist(), ids[begin:end].tolist()
@@ -128,7 +128,9 @@ class RowTable(Sequence[Encoded]):
 
 @dataclass(frozen=True)
 class Replay:
-    """Texts to train on beside the rows of each step, with ``share`` of its label tokens, to half a token.
+    """Texts to train on beside the rows of each step.
+
+    They have ``share`` of the label tokens of the step, those of rows and texts together, to half a token.
 
     The texts of a step are a pure function of the seed, the step's number and the label tokens of its rows.
     """
@@ -138,8 +140,7 @@ class Replay:
     seed: int
 
     def beside(self, step: int, rows: Sequence[Encoded]) -> list[Encoded]:
-        """Draw the texts that ``step`` replays beside its ``rows``; the last text is cut to the share of
-        `data.replay`."""
+        """Draw the texts that ``step`` replays beside its ``rows``; the last text is cut where ``share`` is reached."""
         left = round(label_count(rows) * self.share / (1 - self.share))
         generator = random.Random(f"{self.seed}/replay/{step}")
         drawn = []

@@ -178,7 +178,7 @@ def _cells(path: Path) -> Iterator[Located]:
 
 
 def _parquet(path: Path) -> Iterator[Located]:
-    """Read Parquet in batches, by pyarrow, as ``datasets`` would leave a lock file in the cache."""
+    """Read Parquet in batches, by pyarrow, because ``datasets`` would leave a lock file in the cache."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

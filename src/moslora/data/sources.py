@@ -63,7 +63,7 @@ def load_examples(task: Task, split: Split, *, source: str) -> list[Example]:
 
 
 def splits(task: Task, *, source: str) -> tuple[Split, ...]:
-    """Splits of a task that can be loaded. The training rows of `MIXTURE` are not split by set."""
+    """Splits of a task that `load_examples` can load. `MIXTURE` has no training split of a single set."""
     if task.own:
         return ("train", "test") if "train" in task.splits else ("test",)
     return tuple(split for split in task.splits if split != "train" or source != MIXTURE)
@@ -179,7 +179,10 @@ def fetch_rows(tasks: Sequence[Task], *, source: str) -> Iterator[tuple[str, dic
 
 
 def row_counts(tasks: Sequence[Task], *, source: str) -> dict[str, int]:
-    """Count the rows of each task in `load_training`, without loading wheel, hub or `MIXTURE`."""
+    """Count the rows of each task in `load_training`, with `MIXTURE` as one task.
+
+    The counts of wheel, hub and `MIXTURE` are known without loading; any other source and users' tasks are loaded.
+    """
     sets = [task for task in tasks if not task.own]
     if not sets or local_path(source) or named_on_hub(source):
         return dict(Counter(example.task for example in load_training(tasks, source=source)))
@@ -240,7 +243,10 @@ def _identity_of_own(task: Task) -> list[str]:
 
 
 def _identity_of_sets(sets: Sequence[Task], split: Split, *, source: str) -> list[str]:
-    """List the hashes of the files of some of the eight sets, or else the source and its version."""
+    """List the hashes of the local files that hold ``sets``, some of the eight; or else the source and its version.
+
+    The version is the commit of the mixture or of a named data set, and the wheel's hash for both wheel and hub.
+    """
     path = local_path(source)
     named = hub.MIXTURE_ON_HUB if source == MIXTURE else named_on_hub(source)
     if named is not None:

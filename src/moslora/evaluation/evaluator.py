@@ -86,9 +86,10 @@ def evaluate(
         tokenizer: the model's tokenizer.
         questions: task -> all its questions, in any order, also under a limit: in low precision they decide which
             questions share a batch (`moslora.evaluation.batches`).
-        request: settings of the evaluation; its source is not read.
+        request: settings of the evaluation; its ``source`` is only recorded, as ``questions`` are given.
         out: results folder, in which an earlier evaluation of the same conditions is continued; ``None`` for none.
-        leaks: questions of each task that were among the training rows; a missing task is unknown.
+        leaks: task -> its questions that were among the training rows. For a task without an entry, leaks recorded in
+            ``out`` stay, or else they are unknown.
 
     Returns:
         The results of the questions asked. The files in ``out`` may hold more, from earlier evaluations.
@@ -157,8 +158,8 @@ class PreparedQuestions:
         return replace(self, tasks=tuple(tasks))
 
     def open_journal(self, out: Path | None, leaks: Mapping[str, Leaks]) -> Journal:
-        """Open the journal in ``out`` and add the records of these tasks. Only the first process writes; the others
-        keep its predictions in memory."""
+        """Open the journal in ``out`` and add the records of these tasks. Only the first process reads and writes
+        ``out``; the others keep the same predictions in memory."""
         journal = Journal(out if rank_in_group() == 0 else None, self.conditions)
         journal.header, journal.predictions = all_gather((journal.header, journal.predictions))[0]
         journal.record({task.name: self._record(task, journal, leaks.get(task.name)) for task in self.tasks})
@@ -212,8 +213,9 @@ class PreparedQuestions:
         """Record of a task before it is asked: its leaks, the number of questions that count as asked, and the clusters
         of the questions asked so far.
 
-        An interrupted evaluation of more questions keeps its number, unless its answers are the first ones of the fixed
-        order: a server may answer short questions first, which are no random sample.
+        If an earlier evaluation asked more questions, its number stays, unless the questions that are wanted or have
+        answers are the first ones in the order of `order_key`. Otherwise the answers may be no random sample, because a
+        server may answer short questions first.
         """
         earlier = journal.header.tasks.get(task.name, TaskRecord())
         ordered = sorted([example.id for example in task.questions], key=order_key)
@@ -342,8 +344,8 @@ def missing_in(tasks: Sequence[ScoredTask], journal: Journal) -> set[str]:
 
 
 def rounds(work: Sequence[Work], model: Model) -> Iterator[tuple[ScoredTask, Iterable[list[Prediction]]]]:
-    """Ask a model in rounds of one item of ``work`` per process. Yield the first task of each round, and the
-    predictions of all processes as they arrive.
+    """Ask a model in rounds of one item of ``work`` per process. Yield for each round the task of its first item, and
+    the predictions of all processes as they arrive.
 
     Each round is started before its predecessor is waited for, so that a GPU never waits for the host.
     """

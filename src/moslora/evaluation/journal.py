@@ -94,10 +94,13 @@ def _lines(predictions: Sequence[Prediction]) -> str:
 
 
 def _continue_header(folder: Path, now: Conditions) -> EvaluationHeader:
-    """Header of the evaluation in ``folder``, continued under the conditions of ``now``.
+    """Header from ``settings.json`` in ``folder``, with the conditions ``now``; its earlier tasks stay in them.
 
-    Hashes identify the questions, so ``source`` may change if all tasks of the folder are asked again. Otherwise it
-    must stay, because a header has one source for all its tasks.
+    Hashes identify the questions, so ``now`` may have another ``source`` if it has all tasks of the folder. Otherwise
+    it may not, because a header has one source for all its tasks.
+
+    Raises:
+        UsageError: the folder's predictions were made under other conditions.
     """
     earlier = read_header(folder)
     before = earlier.conditions

@@ -66,8 +66,8 @@ def load(
 
     Args:
         run: folder of a run or of an adapter, or a model without adapters, such as ``moslora merge`` writes.
-        dtype: precision of the base and of the computation; ``None`` for the run's, or bfloat16. A, M and B stay in
-            float32.
+        dtype: precision of the base and of the computation; ``None`` for the recipe's, or without a recipe bfloat16. A,
+            M and B stay in float32.
         trust_remote_code: allow the base's own Python code.
 
     Raises:

@@ -85,7 +85,7 @@ class Local:
 
     @cached_property
     def folded_layers(self) -> SharedInputLayers:
-        """Adapters whose factors are folded before each block."""
+        """Adapters whose factors are folded together anew for each call of `log_probabilities` or `write`."""
         return SharedInputLayers(self.model)
 
     @cached_property
@@ -100,7 +100,8 @@ class Local:
         return [ends] if isinstance(ends, int) else ends
 
     def length(self, question: Pairs, *, one_prompt: bool = False) -> int:
-        """Number of a batch's tokens that a question takes. Rows that are not padded share their common beginning."""
+        """Number of a batch's tokens that a question takes. Unless the engine pads rows, the common beginning of the
+        question's rows counts once."""
         rows = _rows(question, one_prompt=one_prompt)
         lengths = [len(row) for row in rows]
         if self.engine.pads:
@@ -199,7 +200,8 @@ class Local:
 
     @contextmanager
     def _computing(self, task: str | None) -> Iterator[None]:
-        """Prepare the model to compute questions of ``task``; other processes may need other numbers of passes.
+        """Within the block, let the model compute questions of ``task``, without gradients. The processes may make
+        different numbers of passes of a sharded model.
 
         Raises:
             MosloraError: a module is in training mode.
@@ -230,7 +232,7 @@ class Served:
         server: server, with the name of the model.
         encoder: encoder of the questions.
         at_once: number of questions that are asked at the same time.
-        probe: question with which readings are tried; empty if none can be sent.
+        probe: question on which the ways to read log-probabilities are tried; empty if no scored question can be sent.
         reading: reader of log-probabilities; ``None`` if the server returns none.
         as_text: whether prompts are sent as text.
         without_bos: whether prompts of tokens are sent without their BOS, because the server adds one.
@@ -413,10 +415,10 @@ def open_served(server: Server, encoder: Encoder, questions: Sequence[Pairs], *,
 
 
 def _in_a_form_it_takes(served: Served, ids: list[int]) -> Served:
-    """Return ``served``, set to send prompts in the first form (tokens, tokens without BOS, text) that the server
-    takes.
+    """Return a copy of ``served`` that sends prompts in the first form (tokens, tokens without BOS, text) that the
+    server takes.
 
-    The prompt ``ids`` is tried.
+    Both forms of tokens are tried with the prompt ``ids``, and text with a prompt of one letter.
     """
     impatient = replace(served.server, patient=False)
     for without_bos in (False, True):

@@ -52,7 +52,8 @@ class TokenTexts:
     tokenizer: PreTrainedTokenizerBase
 
     def names(self, tokens: Sequence[int]) -> list[tuple[str, ...]]:
-        """Possible texts of each token: decoded, with a space before it, as in the vocabulary, and by its number."""
+        """Possible texts of each token: decoded, with the space that SentencePiece's decoder drops, as in the
+        vocabulary, and as ``token_id:ID``."""
         decoded = self.tokenizer.batch_decode([[token] for token in tokens])
         pieces = self.tokenizer.convert_ids_to_tokens(list(tokens))
         names: list[tuple[str, ...]] = []

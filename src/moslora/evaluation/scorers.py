@@ -144,7 +144,7 @@ class Scorer(ABC, Generic[Output]):
 
     @abstractmethod
     def ask(self, questions: Sequence[EncodedQuestion], model: Model) -> Wait[Output]:
-        """Start to ask a model ``questions`` of one task, which may be empty; return a function that waits for the
+        """Start to ask a model ``questions`` of one task, or no questions; return a function that waits for the
         outputs."""
 
     @abstractmethod

@@ -33,7 +33,7 @@ PASSING = (408, 425, 429, 500, 502, 503, 504)
 
 
 class Refused(MosloraError):
-    """The server refuses a request, because it lacks a field or does not take this form of prompt."""
+    """The server refuses a request, its answer cannot be used, or a prompt cannot be sent in the server's form."""
 
 
 MISREAD = "the server reads another prompt"

@@ -71,7 +71,7 @@ class Target:
         return self.recipe.own_tasks if self.recipe else {}
 
     def tasks_to_ask(self, names: str | Sequence[str] | None) -> tuple[Task, ...]:
-        """Return the named tasks; without names the recipe's, or the eight sets."""
+        """Return the named tasks; without names those of the recipe, or without a recipe the eight commonsense sets."""
         if names is None and self.recipe is not None:
             return self.recipe.questions.tasks
         return resolve_tasks(GROUP if names is None else names, self.own_tasks)
@@ -121,7 +121,8 @@ class Target:
             ending: ending of the folder's name, for a server's results.
 
         Raises:
-            UsageError: ``out`` holds something else, or is in the run and has a name for the scores of other weights.
+            UsageError: ``out`` has files but no evaluation, or is in the run and does not end as the usual name does
+                (``-base``, ``-step-N``, ``-at-SERVER``, or none of these).
         """
         checkpoint = self.trained and checkpoint_name(self.trained.path)
         suffix = f"-{checkpoint}" if checkpoint else ""

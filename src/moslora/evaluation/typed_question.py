@@ -102,7 +102,7 @@ def _entry(options: Sequence[str], task: str | None, own: Mapping[str, Task]) ->
 
 
 def _as_truths(options: Sequence[str]) -> tuple[str, ...]:
-    """Sort two options into the order of `TRUTHS`, in any case; empty if they are no truths."""
+    """Sort two options into the order of their pair in `TRUTHS`, ignoring upper case; empty if they are no pair."""
     lower = [option.lower() for option in options]
     for pair in TRUTHS:
         if sorted(pair) == sorted(lower):

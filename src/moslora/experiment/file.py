@@ -67,7 +67,8 @@ class Experiment:
     def planned(self, choices: Sequence[tuple[str, float]], *, scored: bool) -> list[PlannedRun]:
         """Return the runs of arms at learning rates, seed after seed.
 
-        Validation questions are asked only if the recipe sets their number, or if they choose the result.
+        Validation questions are asked only if the recipe sets their number, or if they decide which adapter is a run's
+        result.
 
         Args:
             choices: pairs of arm and learning rate.
@@ -98,7 +99,7 @@ class Experiment:
         """Return the arms to run, and the arms whose adapters these apply, in the order of the recipes.
 
         Args:
-            named: names from the command line, perhaps ``all``; empty for the first arms of the file.
+            named: names from the command line, perhaps ``all``; empty for the file's ``first``, or else all.
 
         Raises:
             UsageError: an arm is unknown.

@@ -99,7 +99,7 @@ class ExperimentFile(Section):
     """Other outcomes named beforehand."""
 
     def applied(self, arm: str) -> AppliedArm | None:
-        """Return the key of an arm that trains nothing; ``None`` for one that trains."""
+        """Return the file's entry of an arm that trains nothing; ``None`` for an arm that trains."""
         layer = self.arms[arm]
         return layer if isinstance(layer, AppliedArm) else None
 

@@ -29,8 +29,8 @@ def refuse_missing_ray() -> None:
 def on_ray(runs: Sequence[PlannedRun], *, out: Path) -> Iterator[list[Callable[[], None]]]:
     """Start ``runs``, as many at once as fit, and yield for each a function that waits for it.
 
-    A run has a GPU, or in a cluster without one, a core for each of its processes. If the block ends early, unfinished
-    runs save and end first.
+    A run has one process and one GPU, or in a cluster without GPUs, a core for each of its processes. If the block ends
+    early, unfinished runs save and end first.
     """
     with _cluster() as ray:
         cores = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes())

@@ -52,7 +52,7 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def planned_run(out: Path, planned: PlannedRun) -> Run:
-    """Return the run's folder in the experiment's folder ``out``."""
+    """Return a planned run as a `Run` in the experiment's folder ``out``, where it need not exist."""
     return Run(out / RUN_FOLDERS / planned.name)
 
 
@@ -62,7 +62,10 @@ def recorded_provenance(run: Run) -> dict[str, Any]:
 
 
 def packed_run(out: Path, planned: PlannedRun) -> FinishedRun | None:
-    """Return a run's row in the tables of the experiment's folder ``out``; ``None`` if it has none of the same role."""
+    """Return a run's row in the tables of the experiment's folder ``out``; ``None`` if it has none.
+
+    For a run that is to be scored, only a row of a scored run counts.
+    """
     key = (planned.arm, planned.recipe.training.learning_rate, planned.recipe.seed)
     for row in read_tables(out):
         if row.key == key and (row.role == "scored" or not planned.scored):
@@ -195,7 +198,7 @@ def run_one(
 
 
 def _apply(planned: PlannedRun, source: Run, run: Run) -> None:
-    """Write the adapter of ``source`` at the planned strength into ``run``, which keeps its provenance.
+    """Write the adapter of ``source`` at the planned strength into ``run``, whose own ``experiment`` facts are kept.
 
     Raises:
         Diverged: ``source`` diverged.

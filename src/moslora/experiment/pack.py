@@ -29,7 +29,8 @@ def pack_runs(study: Study, out: Path) -> Iterator[str]:
         Lines for the user.
 
     Raises:
-        UsageError: there are no runs, some have another recipe, provenance or evaluation, or ``out`` has other runs.
+        UsageError: there are no runs; some differ from the plan in recipe or provenance, or from each other in the
+            conditions of their evaluation; or ``out`` is the experiment's own folder, or has runs that this one lacks.
     """
     index = read_index(study.out)
     if index is None:

@@ -70,7 +70,8 @@ class Components:
 
 
 def power_of(folder: Path) -> tuple[list[list[str]], list[str]]:
-    """Return a table of the smallest difference that is shown, seeds × questions, and lines on what the numbers are.
+    """Return a table of the smallest difference that would be found with power `POWER`, seeds × questions, and lines on
+    what the numbers are.
 
     Args:
         folder: folder with the runs of an experiment.

@@ -81,11 +81,13 @@ class Study:
 
     @on_interrupt("stopped: the work so far is saved, and the same command continues from there")
     def run(self) -> bool:
-        """Do the missing runs, and return whether all are done; an arm may need a learning rate beyond those tried.
+        """Do the missing runs, and return whether all runs of the arms with a chosen learning rate are done.
+
+        Unless `any_rate`, runs of an arm whose best learning rate is the lowest or the highest tried are not scored.
 
         Raises:
             Interrupted: Ctrl-C or SIGTERM, after the run in progress was saved.
-            UsageError: a run there has another recipe, other data or other code.
+            UsageError: a run in the folder has another recipe, other data or other code than planned.
             MosloraError: a run failed.
         """
         self.refuse_mismatches()
@@ -128,7 +130,7 @@ class Study:
         return {curve.arm: curve.remark for curve in self._searched() if curve.remark}
 
     def _searched(self) -> list[Curve]:
-        """Return the curves of the arms that train."""
+        """Return the curves of the arms that train, also of those with a single learning rate."""
         return [curve for curve in self.curves() if not self.experiment.file.applied(curve.arm)]
 
     def scored_runs(self) -> list[PlannedRun]:

@@ -104,15 +104,15 @@ def score_table(
     strengths: Mapping[str, Sequence[float]],
     base: Evaluation | None = None,
 ) -> list[list[str]]:
-    """Return arms × outcomes: the mean over the scored runs, and the gain over the base, if it has answers.
+    """Return arms × outcomes: the mean over the scored runs, and if ``base`` is given, the gain over it.
 
     Args:
         curves: curve of each arm.
         scored: arm -> its scored runs so far.
         outcomes: names of the outcomes.
         seeds: planned number of scored runs of each arm.
-        strengths: arm -> strengths of its runs, of arms that train nothing.
-        base: answers of the base to the same questions.
+        strengths: arm -> strengths of its runs, for each arm that trains nothing.
+        base: evaluation of the base model on the same questions.
     """
     titles = ["arm", "learning rate", *(["strength"] if strengths else []), "seeds"]
     for outcome in outcomes:

@@ -47,7 +47,10 @@ class RowsWithPast(Protocol):
     def attend(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None
     ) -> Tensor:
-        """Attention in ``module``, ``(heads, T, size)``; keys and values have their own heads, ``(T, heads, size)``."""
+        """Attention in ``module``, shape ``(T, heads, size)``.
+
+        ``query`` is ``(heads, T, size)``, ``key`` and ``value`` ``(key heads, T, size)``.
+        """
 
 
 def use_rows(model: PreTrainedModel) -> None:
@@ -164,8 +167,9 @@ AttentionMaskInterface.register(ROWS, sdpa_mask)
 def _unpadded(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scaling: float, window: int | None) -> Tensor:
     """Attention of rows by torch's flash attention; shapes as in :func:`attend`.
 
-    Queries are the rows. Keys and values are each row after the rows that it continues, of which they are copies. The
-    last query of a row sees its last key, as with `torch.nn.attention.bias.causal_lower_right`.
+    Each row has its own queries, and the keys and values of its path: first those of its past (`Rows.pasts`), then its
+    own. If any row has a past, these keys and values are copies. The last query of a row sees its last key, as with
+    `torch.nn.attention.bias.causal_lower_right`.
     """
     q, k, v = (x.transpose(0, 1) for x in (query, key, value))  # (T, heads, size)
     if rows.path_keys is not None:

@@ -1,7 +1,7 @@
 """The gated MLP, W_d y with y = silu(g) ∘ u, g = W_g x and u = W_u x (arXiv 2002.05202), which saves only g and u.
 
 It replaces transformers' own, which also saves silu(g), while an adapter of W_d saves y. On every device the backward
-pass recomputes silu(g) and y. Together with `moslora.kernels.recompute` this saves 40 % less memory for the backward
+pass recomputes silu(g) and y. Together with `moslora.kernels.recompute` this takes 40 % less memory for the backward
 pass. y takes two launches and its gradient four, or one each by `moslora.kernels.liger`.
 """
 

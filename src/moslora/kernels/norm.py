@@ -25,7 +25,7 @@ def own_norm(module: Any) -> nn.Module | None:
 def kernel(device: torch.device) -> str:
     """Name of the kernel that computes a frozen norm.
 
-    On the meta device torch's fused norm would keep more tensors than on a GPU.
+    The meta device has that of a CPU, because torch's fused norm would keep more tensors there than on a GPU.
     """
     if device.type in ("cpu", "meta"):
         return "in place"
@@ -78,8 +78,8 @@ def _recompute(x: Tensor, root: Tensor, weight: Tensor) -> Tensor:
 
 
 def _scaled(wide: Tensor, root: Tensor, weight: Tensor) -> Tensor:
-    """w ∘ x · r, written into ``wide``, x ``(..., width)``.
+    """w ∘ x · r, written over x in ``wide (..., width)``.
 
-    All factors have one dtype, because a CPU converts mixed factors before it multiplies them, which takes longer.
+    x, r and w have one dtype, because a CPU converts mixed factors before it multiplies them, which takes longer.
     """
     return wide.mul_(root).mul_(weight.to(root.dtype))

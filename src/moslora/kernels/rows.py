@@ -47,12 +47,12 @@ class Rows:
 
     @cached_property
     def key_bounds(self) -> list[tuple[int, int]]:
-        """Begin and end of each row among the keys."""
+        """Begin and end of each row's own keys among all keys, of which those of cached tokens come first."""
         return [(self.preceding + begin, self.preceding + end) for begin, end in self.bounds]
 
     @cached_property
     def pasts(self) -> list[list[int]]:
-        """For each row the keys of the tokens that it continues, as indices into all keys."""
+        """For each row the keys of its past (cached tokens and the rows that it continues), as indices of all keys."""
         pasts: list[list[int]] = []
         for before in self.continues or [None] * len(self.lengths):
             if before is None:
@@ -63,7 +63,7 @@ class Rows:
 
     @cached_property
     def paths(self) -> list[list[int]]:
-        """For each row the places of its keys: first those of the tokens that it continues, then its own."""
+        """For each row the indices of its path's keys among all keys: first those of its past, then its own."""
         return [[*past, *range(*bounds)] for past, bounds in zip(self.pasts, self.key_bounds, strict=True)]
 
     @cached_property
@@ -93,8 +93,8 @@ class Rows:
 
     @cached_property
     def path_keys(self) -> Tensor | None:
-        """Keys of all paths (each row after the rows that it continues), concatenated, int64 of shape ``(keys,)``;
-        ``None`` if no row continues others."""
+        """Indices of the keys of all paths (each row after the rows that it continues), concatenated, int64 of shape
+        ``(keys,)``; ``None`` if no row has a past."""
         if not any(self.pasts):
             return None
         return send(list(chain.from_iterable(self.paths)), self.device)
@@ -198,7 +198,7 @@ class Group:
     def batch(self, x: Tensor, *, zero_padding: bool = False) -> Tensor:
         """Batch of the group's rows from all entries ``x (T · K, size)``, shape ``(n · K · L, size)``.
 
-        Padding is the row's first token, or zero.
+        Padding is the row's first token, or zeros if ``zero_padding``.
         """
         batch = x.index_select(0, self._queries)
         if zero_padding:
@@ -223,8 +223,8 @@ class Group:
         return torch.index_select(batch, 0, self._back, out=out[self._own])
 
     def back_with_past(self, batch: Tensor, out: Tensor) -> None:
-        """Write the entries of ``batch (n · K · (P + L), size)`` into ``out (T · K, size)``; those of pasts are
-        added."""
+        """Write the rows' own entries of ``batch (n · K · (P + L), size)`` into ``out (T · K, size)``, and add those of
+        their pasts to what ``out`` holds."""
         rows, heads, _ = self.shape
         past, own = batch.view(rows, heads, -1, batch.shape[1]).split((self.past, self.longest), 2)
         self.back(own.reshape(-1, batch.shape[1]), out)

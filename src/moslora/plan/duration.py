@@ -1,5 +1,5 @@
-"""Time of a run: estimated from its products and a GPU's peak, from products timed on this CPU, or from measured
-steps."""
+"""Time of a run: estimated from its matrix products and a GPU's peak, from matrix products timed on this CPU, or from
+measured steps."""
 
 import time
 from collections.abc import Sequence
@@ -93,8 +93,10 @@ def gpus_with(memory: int) -> dict[str, Gpu]:
 
 @dataclass(frozen=True)
 class Cost:
-    """Work of a run: operations of its products, bytes moved to unpack 4-bit weights, and decoder layers that a host
-    launches forwards and backwards, or their equivalent in launches."""
+    """Work of a run: operations of its matrix products, bytes moved to unpack 4-bit weights, and the host's launches.
+
+    The unit of launches is a decoder layer, forwards and backwards.
+    """
 
     operations: float
     unpacked: float = 0.0
@@ -116,7 +118,7 @@ def cost(
 ) -> Cost:
     """Count the work of a run on ``tokens`` tokens, of which ``labels`` are in the loss, in rows of ``row`` tokens.
 
-    The products of a pass, in operations per token:
+    The matrix products of a pass, in operations per token:
 
     - A frozen weight costs 2 per entry forwards, and 2 for the gradient of its input. A trained one costs 2 more for
       its own gradient.
@@ -129,7 +131,7 @@ def cost(
     for the two after it together. The host's launches are counted with Liger-Kernel if it is installed here.
 
     Args:
-        passes: forward and backward passes of all processes together.
+        passes: number of passes, each forwards and backwards, of all processes together.
     """
     output = model.get_output_embeddings().weight
     config = model.config.get_text_config(decoder=True)
@@ -177,8 +179,11 @@ def on_gpus(total: Cost, *, dtype: DType, memory: int, devices: int, beside: flo
 
 
 def on_this_cpu(total: Cost, model: PreTrainedModel, dtype: DType) -> float:
-    """Estimate the seconds of ``total`` on all cores from two timed products: the smallest and the largest of a decoder
-    layer of ``model``, for 256 tokens, with few enough outputs to take little memory."""
+    """Estimate the seconds of ``total`` on all cores from two timed matrix products.
+
+    They are the smallest and the largest of a decoder layer of ``model``, for 256 tokens, with few enough outputs to
+    take little memory.
+    """
     weights = sorted(_linear_weights(next(iter(decoder_layers(model)), model)), key=Tensor.numel)
     operations = 0
     seconds = 0.0

@@ -55,10 +55,10 @@ class Outline:
     replayed: float = 0.0  # share of the tokens that are of replayed texts
 
     def share_of_a_step(self, processes: int) -> Work:
-        """Largest share of a step that one of ``processes`` has, as one micro-batch, with the longest row of all
-        shares.
+        """Rows of the largest share of a step that one of ``processes`` has, as one micro-batch.
 
-        The first :data:`SEARCHED_STEPS` steps count. Without available rows, every row has ``max_length`` tokens.
+        Its longest row is replaced by the longest row of all shares. The first :data:`SEARCHED_STEPS` steps count.
+        Without available rows, every row has ``max_length`` tokens.
         """
         if self.data is None:
             rows = math.ceil(self.plan.global_batch_size / (1 - self.replayed) / processes)
@@ -114,8 +114,11 @@ def evaluation(
 
 
 def outline(recipe: Recipe) -> Outline:
-    """Outline the run of ``recipe``: parameters are counted on the meta device, and rows where they are available,
-    otherwise by the task table."""
+    """Outline the run of ``recipe``, with parameters counted on the meta device.
+
+    Rows and tokens are counted if `RunRows.prepare_offline` has the rows. Otherwise `row_counts` gives the
+    number of rows, and the number of tokens is estimated.
+    """
     training = recipe.training
     section = recipe.data
     model = adapt(meta_model(recipe.model), recipe)
@@ -182,7 +185,7 @@ def _offline_encoder(recipe: Recipe) -> Encoder | None:
 
 
 def _row_count(data: DataSection, tasks: Sequence[Task]) -> int:
-    """Number of training rows by the known number of rows of each built-in task."""
+    """Number of training rows, by `row_counts` and the limits of `data.rows`."""
     total = 0
     for task, count in row_counts(tasks, source=data.source).items():
         limit = data.rows

@@ -134,8 +134,11 @@ def plan(
 
 
 def _devices(processes: int | None, gpu_memory: str | None, *, rows: int) -> tuple[Devices, int]:
-    """Devices that were named, or else this machine's, by default at most as many as a step has ``rows``; and the
-    memory of each process in bytes."""
+    """Devices of the run, and the bytes of memory that each process has.
+
+    Without ``gpu_memory`` the devices are this machine's. Without ``processes`` there is one process for each GPU of
+    this machine, but no more than a step has ``rows``; with ``gpu_memory``, or on a CPU, there is one.
+    """
     if gpu_memory is not None:
         count = 1
         size = parse_bytes(gpu_memory)

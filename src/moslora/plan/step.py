@@ -33,14 +33,14 @@ from moslora.training.objective import LabelLoss
 
 @dataclass(frozen=True)
 class Work:
-    """Rows of the largest micro-batch that a process computes."""
+    """Rows that a process computes in one step, or in its largest micro-batch."""
 
     lengths: tuple[int, ...]  # tokens of each row, ascending
     labelled: float  # share of the tokens that have a label
 
     @property
     def tokens(self) -> int:
-        """Number of tokens of all rows of the step."""
+        """Number of tokens of all these rows."""
         return sum(self.lengths)
 
     def limited_to(self, tokens: int) -> "Work":

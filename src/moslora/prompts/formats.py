@@ -37,13 +37,13 @@ class Format(ABC):
         return []
 
     def train(self, example: Example) -> Option:
-        """Right option as training text."""
+        """Prompt and answer to train on: those of the right option, or the response to an open-ended question."""
         return self.options(example)[example.gold]
 
     @abstractmethod
     def options(self, example: Example) -> tuple[Option, ...]:
-        """Prompt and answer of each option, whose answers evaluation scores; for an open-ended question the response
-        alone."""
+        """Prompt and answer of each option, whose answers evaluation scores; for an open-ended question a single pair,
+        prompt and response."""
 
     @abstractmethod
     def generation_prompt(self, example: Example) -> str:

@@ -10,7 +10,7 @@ WORDINGS = {INSTRUCTION: Bare(), **{name: task.wording for name, task in TASKS.i
 
 
 def wording(example: Example) -> Wording:
-    """Wording of a question or an instruction. A text is refused."""
+    """Wording of an example that is a question or an instruction; an example that is a text to measure is refused."""
     worded = example.wording or WORDINGS[example.task]
     if worded.is_text:
         raise UsageError(f"{example.task}: a set of texts, not of questions; moslora eval measures them")

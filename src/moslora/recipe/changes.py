@@ -52,7 +52,7 @@ def changes_at(model: type[BaseModel], key: str) -> Changes:
     it.
 
     Raises:
-        LookupError: there is none.
+        LookupError: no mark applies to ``key``.
     """
     for pattern, mark in marked_fields(model, Changes):
         if fnmatchcase(key, pattern) or fnmatchcase(key, f"{pattern}.*"):

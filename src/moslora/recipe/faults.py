@@ -167,7 +167,7 @@ def _name_of(section: type[BaseModel]) -> str:
 
 
 def _every_section(model: type[BaseModel], at: tuple[str, ...] = ()) -> Iterator[tuple[list[str], type[BaseModel]]]:
-    """List every section of a recipe after the keys that lead to it."""
+    """Yield the keys that lead to each section of a recipe, and the section; first the recipe itself, without keys."""
     yield [*at], model
     for name, field in model.model_fields.items():
         for section in models_in(field.annotation):

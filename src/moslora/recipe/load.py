@@ -89,8 +89,8 @@ class NamedRows(NamedTuple):
 def rows_named(names: str, overrides: Sequence[str] = ()) -> NamedRows:
     """Find the rows of tasks, as in `resolve_tasks`, or the training rows of a recipe without own tasks.
 
-    The first of ``names`` that is a recipe gives the prompt format and the model; without one the defaults do. In both
-    ``overrides`` apply. No code of the model is allowed to run.
+    The first of ``names`` that is a recipe gives the prompt format and the model; without one the defaults do.
+    ``overrides`` apply either way. A recipe among ``names`` cannot allow code of the model to run.
     """
     beneath = Layer("default", {"name": "tasks", "model": {"name": "smollm2-135m-instruct"}})
     parts = split_names(names)

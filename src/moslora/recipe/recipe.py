@@ -65,7 +65,10 @@ class Recipe(Section):
 
     @property
     def questions(self) -> QuestionSource:
-        """Tasks to evaluate and the source of their test rows, by default those of the training rows."""
+        """Tasks to evaluate, by default those trained on, and the source of their test rows.
+
+        The source is by default that of the training rows, or the hub if that is `commonsense_170k`.
+        """
         tasks = self._entries(self.evaluation.tasks or self.data.tasks)
         source = self.evaluation.source or self.data.source
         if source == "commonsense_170k":  # has only training rows
@@ -97,7 +100,8 @@ class Recipe(Section):
         return {key: value for key, value in every.items() if self.changed_by(key) in changing}
 
     def differences(self, since: "Recipe", *changing: Changes) -> list[str]:
-        """List `key was …, is …` for every field with another value that affects one of the aspects ``changing``."""
+        """List `key was …, is …` for every field that affects one of the aspects ``changing`` and differs from
+        ``since``."""
         changed = changed_keys(since.model_dump(mode="json"), self.model_dump(mode="json"))
         return [text for key, text in changed.items() if self.changed_by(key) in changing]
 
@@ -121,7 +125,7 @@ def fields_that_change(*changing: Changes) -> list[str]:
 
 
 def changed_keys(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
-    """Map every dotted key whose value differs to `key was …, is …`."""
+    """Map every dotted key whose value differs between ``then`` and ``now`` to `key was …, is …`."""
     before = flat(then)
     after = flat(now)
     changed = {}

@@ -274,7 +274,7 @@ class EvaluationSection(Section):
     """Source of the questions, as in `data.source`; null for the source of the training rows."""
 
     def skipped(self, task: str) -> int:
-        """Number of questions of ``task`` to skip."""
+        """Number of questions of ``task`` to skip at the start."""
         return self.skip.get(task, 0) if isinstance(self.skip, dict) else self.skip
 
 

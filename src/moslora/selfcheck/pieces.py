@@ -107,7 +107,7 @@ def linear(draw: Draw) -> Sequence[Tensor]:
 
 
 def attention(draw: Draw, *, window: int | None = None, continued: bool = True) -> Sequence[Tensor]:
-    """Attention of rows, some of which continue others, or none, as in training with dropout."""
+    """Attention of rows; if ``continued``, some continue others, else none does, as in training with dropout."""
     rows = draw.rows if continued else Rows(draw.rows.lengths, draw.device)
     key_heads = draw.config.num_key_value_heads
     counts = (draw.config.num_attention_heads, key_heads, key_heads)
@@ -220,8 +220,8 @@ def adapters(draw: Draw, *, kind: str) -> Sequence[Tensor]:
 
 
 def loss(draw: Draw, *, learns: bool) -> Sequence[Tensor]:
-    """Label loss (``learns``) or log-probabilities, computed in several chunks of the vocabulary or, on a GPU, of the
-    positions."""
+    """Label loss if ``learns``, else log-probabilities of labels, computed in several chunks of the vocabulary or, on a
+    GPU, of the positions."""
     width = draw.config.hidden_size
     tokens = min(draw.config.vocab_size, VOCABULARY_ON_CPU)
     count = draw.tokens

@@ -67,7 +67,7 @@ def training_step(draw: Draw, *, config: PretrainedConfig, checkpointing: bool) 
 
 
 def train_state(draw: Draw, model: PreTrainedModel, strategy: Strategy = "ddp") -> TrainState:
-    """State of a training of ``model`` on :data:`ROWS`; in float16 with a scaler."""
+    """State of a training of ``model`` on :data:`ROWS`; with an active scaler if the dtype of ``draw`` is float16."""
     accelerator = Accelerator(mixed_precision="no", cpu=draw.device.type == "cpu")
     return TrainState(
         accelerator=accelerator,

@@ -20,8 +20,8 @@ set."""
 
 @cache
 def known_clusters() -> Mapping[str, Clusters]:
-    """Hash of a set's questions -> their clusters, also those that the rows do not reveal: HellaSwag's videos, the
-    passages' articles."""
+    """Hash of a set's questions -> the set's `Clusters`, also clusters that its rows do not reveal: HellaSwag's
+    questions on one video, and the texts of ``passages`` from one article."""
     clusters_of = {}
     for begin, known in json.loads(KNOWN.read_bytes()).items():
         clusters = {}

@@ -217,7 +217,7 @@ _NAMES_ELSEWHERE: Mapping[str, str] = {
 
 
 def canonical_task(name: str) -> str | None:
-    """Name of the set that other programs call ``name``; ``None`` if none does."""
+    """Our name of the set that other programs call ``name``, or names with commas; ``None`` for any other name."""
     return _NAMES_ELSEWHERE.get(name.lower().replace("-", "_"))
 
 
@@ -235,7 +235,8 @@ def split_names(names: str | Sequence[str], *, group: Sequence[str] = COMMONSENS
 
 
 def unknown_names(names: Iterable[str], known: Sequence[str], *, files: Sequence[str] = ()) -> list[str]:
-    """Line for each unknown name, with the closest known name, or else the first of ``files``, as a suggestion."""
+    """Line for each of ``names`` that is not ``known``, with a suggestion: our name for another program's, else the
+    closest known name, else the first of ``files`` (YAML files with similar names), else all of ``known``."""
     faults = []
     for name in names:
         if name in known:

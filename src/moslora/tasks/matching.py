@@ -66,7 +66,7 @@ class Match(ABC):
 
     @property
     def says(self) -> str:
-        """Text that says what counts."""
+        """The part of a generated text that is compared, and what is ignored in it, in words for the user."""
         return self.words
 
     @abstractmethod

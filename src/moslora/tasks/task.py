@@ -41,7 +41,7 @@ class HasWording:
 
     @property
     def is_text(self) -> bool:
-        """Whether it is a text, about which nothing is asked."""
+        """Whether the example, or each example of the task, is a text, about which nothing is asked."""
         return self.wording is not None and self.wording.is_text
 
     @property
@@ -93,7 +93,7 @@ class Turn(NamedTuple):
 
 @dataclass(frozen=True)
 class Conversation(Example):
-    """Bare instruction of several turns, or with a system message, which only a chat template can render.
+    """Bare instruction that only a chat template can render: it has several turns, or a system message.
 
     Its question is all turns before the last answer, its context the system message.
     """
@@ -123,7 +123,7 @@ class Hub:
 class Columns:
     """Jinja expressions over a row's columns that make a question of it (``row`` is the whole row).
 
-    A text with ``{{`` is a Jinja template instead, as in lm-eval's task files.
+    A field that contains ``{{`` is a Jinja template instead, as in lm-eval's task files.
     """
 
     question: str = "question"  # a text
@@ -201,7 +201,8 @@ def _accepted(answer: Any, match: Match) -> tuple[str, ...]:
 def _position(answer: Any, choices: tuple[str, ...], *, column: str | None) -> int:
     """Position of the option that ``answer`` names by number from 0, text or letter.
 
-    A number in a user's ``column`` is refused if it is the position of one option and the text of another.
+    ``column`` is the name of a user's column from which ``answer`` comes unchanged; ``None`` for any other. A number
+    from it is refused if it is also the text of an option at another position.
     """
     text = str(answer)
     if isinstance(answer, int) and not isinstance(answer, bool):
@@ -304,7 +305,7 @@ class Task(HasWording):
         return replace(unanswered, gold=_position(answer, unanswered.choices, column=column), cluster=cluster)
 
     def unanswered(self, row: Mapping[str, Any], id: str) -> Example:
-        """Row as a question without its answer, which may be missing; a `ValueError` says what is wrong with it."""
+        """Row as a question, without reading its answer, which it need not have; a `ValueError` says what is wrong."""
         columns = self.columns
         question = _text("question", _evaluate("question", columns.question, row))
         context = None if columns.context is None else _evaluate("context", columns.context, row)
@@ -321,7 +322,7 @@ class Task(HasWording):
         return self.example(row, f"{self.name}/{split}/{number}", trained=split == "train")
 
     def _cluster(self, row: Mapping[str, Any]) -> str | None:
-        """Text that groups a row with others; empty for none, ``None`` if the questions' texts decide."""
+        """Text that the rows of a cluster share; empty for a row in none, ``None`` if the questions' texts decide."""
         if self.cluster == AUTOMATIC:
             return None
         if self.cluster is None:

@@ -1,6 +1,6 @@
 """Wordings of a task's questions: LLM-Adapters' instruction (arXiv 2304.01933, ``dataset/``), and the cloze prompt.
 
-Texts are used unchanged, with double and trailing spaces. Tests compare whole files by hash.
+Texts are used unchanged, with double and trailing spaces. Tests compare them with LLM-Adapters' whole files by hash.
 """
 
 import re
@@ -109,7 +109,7 @@ class Wording:
 
 
 def continued(prompt: str, choices: Sequence[str]) -> list[Option]:
-    """Options whose texts continue ``prompt`` after a space."""
+    """One `Option` for each of ``choices``: ``prompt``, and as answer a space and the choice."""
     return [Option(prompt, f" {choice}", len(choice)) for choice in choices]
 
 
@@ -198,7 +198,7 @@ class Ending(Numbered):
         return parts
 
     def cloze_texts(self, example: ExampleTexts) -> list[Option]:
-        """Prompt and answer of every option, without WikiHow's tags, which only the hub's text has."""
+        """Prompt and answer of every option; WikiHow's tags are removed from the text of the hub's rows."""
         if "ctx_a" not in example.meta:
             return super().cloze_texts(example)
         prompt = f"{example.context}: {example.meta['ctx_a']} {example.meta['ctx_b'].capitalize()}"
@@ -262,7 +262,7 @@ class OpenEnded(Wording):
         return [(example.response, example.response)]
 
     def cloze_texts(self, example: ExampleTexts) -> list[Option]:
-        """Prompt and response, the only text that is trained on."""
+        """One option: the prompt, with the response as answer. Other accepted answers are not used."""
         return continued(self.cloze_prompt(example), [example.response])
 
     def before_stop(self, text: str) -> str:

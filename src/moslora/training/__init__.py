@@ -29,8 +29,8 @@ def refuse_training(recipe: Recipe, run: Run, *, resuming: bool) -> None:
 
 
 def train_recipe(recipe: Recipe, *, out: Path, resuming: bool = False) -> Path:
-    """Train ``recipe`` and return the folder ``out/adapter``. Raises the errors of
-    :func:`moslora.training.session.train_run`."""
+    """Train ``recipe`` in the run folder ``out``, and return the folder ``adapter`` in it. Raises the errors of
+    `refuse_training` and of :func:`moslora.training.session.train_run`."""
     run = Run(out)
     refuse_training(recipe, run, resuming=resuming)
     from moslora.training.session import train_run

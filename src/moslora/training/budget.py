@@ -38,8 +38,8 @@ def budget_at(step: int, *, first: int, target: int, warmup: int, final: int, to
 class RankBudget:
     """Pruning of a model's diagonal mixers to a decreasing number of most important entries.
 
-    The shares in ``section`` are shares of ``total`` updates. The last phase has at least one update. Phases that are
-    longer than the run are refused.
+    The shares in ``section`` are shares of ``total`` updates. The last phase has at least one update. Warm-up and last
+    phase that are together not shorter than the run are refused.
     """
 
     def __init__(self, model: nn.Module, section: RankBudgetSection, *, total: int) -> None:

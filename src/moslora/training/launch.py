@@ -47,7 +47,7 @@ def worker_processes(training: TrainingSection) -> int:
 
 
 def refuse_too_many_processes(processes: int, *, rows: int) -> None:
-    """Refuse more processes than a step has rows. Smaller numbers share the rows, if not evenly."""
+    """Refuse more processes than a step has rows. Fewer are allowed, even if the rows do not divide evenly."""
     if processes > rows:
         raise UsageError(
             f"{processes} processes are too many for {rows} rows per step; start {rows} or fewer, or set"

@@ -83,7 +83,7 @@ class TrainState:
 
     @cached_property
     def engine(self) -> Engine:
-        """Engine that computes the model."""
+        """Engine that computes the model: ours, or transformers' own forward (`moslora.base.engines`)."""
         return engine_of(self.model)
 
     @cached_property
@@ -135,8 +135,10 @@ def train(
     Args:
         first_step: optimizer updates already done.
         report: called after each update with its number, ``tokens`` (no padding), ``examples`` and metrics by name.
-        checkpoint: called with the number of updates done, on every process.
-        validate: called likewise, and with 0 before the first step; passes its result to ``state.selection``, and
+        checkpoint: called on every process with the number of updates done: every ``checkpoint_every`` updates, after
+            the last one, and after a new best validation if the result is the best step.
+        validate: called on every process with the number of updates done: with 0 before a run's first step, every
+            ``validate_every`` updates, and after the last planned one; passes its result to ``state.selection``, and
             returns whether it is the best so far.
         stop_requested: called after each step, on every process; one ``True`` stops all.
 

@@ -80,7 +80,8 @@ def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
 def update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, *, max_norm: float) -> Tensor:
     """Clip the gradient, update the weights, and return the gradient's norm as a scalar on the device.
 
-    A norm that is not finite skips the update if AdamW is fused; otherwise the training loop ends there.
+    If the norm is not finite, a fused AdamW or the float16 scaler skips the update; without either it is made. Without
+    the scaler the training loop then ends in both cases.
     """
     scaler.unscale_(optimizer)
     norm = nn.utils.clip_grad_norm_(trainable(optimizer), max_norm)

@@ -47,7 +47,7 @@ class Inputs:
 
 
 def gather_inputs(recipe: Recipe) -> Inputs:
-    """Download and encode the inputs of ``recipe``. Other processes do not wait for this, so it may take long."""
+    """Download and encode the inputs of ``recipe``. It needs no exchange between processes, so it may take long."""
     adapters_of(recipe).settings(recipe)  # says what is wrong before anything is downloaded
     encoder = Encoder(load_tokenizer(recipe.model), max_length=recipe.data.max_length)
     base = fingerprint(recipe.model.name, revision=recipe.model.revision)

@@ -64,7 +64,8 @@ def validation_questions(
         tokenizer: of the base.
         recipe: of the run.
         data: its rows.
-        count: the number that it asked so far, where the recipe leaves it open.
+        count: number of questions that each validation asked before the run was resumed, which is kept where the recipe
+            leaves it open; ``None`` for a new run.
 
     Raises:
         MosloraError: the protocol cannot score the questions that the recipe wants. Where it does not say how many they

@@ -52,7 +52,7 @@ def describe(
 
 
 def packages(recipe: Recipe) -> dict[str, str]:
-    """Versions of the packages that compute. Liger-Kernel is included if installed; all processes try it later."""
+    """Versions of the packages that compute. On a GPU an installed Liger-Kernel is included, even if it fails."""
     versions = identity.packages(*adapters_of(recipe).packages, quantized=recipe.model.quantization is not None)
     if gpus() and liger.is_installed():
         name = packages_distributions()["liger_kernel"][0]  # or its nightly
@@ -61,7 +61,7 @@ def packages(recipe: Recipe) -> dict[str, str]:
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
-    """Device of one process, its memory in GB, its threads or CUDA version, and the system."""
+    """Name of ``device``, its memory in GB, this process's CPU threads or the CUDA version, and the system."""
     facts: dict[str, Any] = {"device": device_name(device), "memory_gb": round(total_memory(device) / 1e9, 1)}
     if device.type == "cpu":
         facts["threads"] = torch.get_num_threads()

@@ -39,8 +39,8 @@ class Selection:
             self.best = best
 
     def consider(self, step: int, value: float) -> bool:
-        """Count the validation of ``step``, which ``value`` decides, and return whether it is the best so far. Of equal
-        validations the first is the best."""
+        """Count the validation of ``step``, and return whether its ``value`` is the best so far. Of equal values the
+        first is the best. Nothing is counted where validations do not decide, or before ``first_candidate``."""
         if not self.training.is_selected or step < self.first_candidate:
             return False
         self.best = self.best.updated(step, value)

@@ -38,7 +38,8 @@ from moslora.training.validation import QUESTIONS, Validator
 def train_run(recipe: Recipe, run: Run, *, resuming: bool = False) -> Path:
     """Train ``run`` by ``recipe``, which was checked, and return the folder of the result.
 
-    ``resuming`` continues from the newest checkpoint, or from the start if there is none. A finished run is returned.
+    ``resuming`` continues from the newest checkpoint, or from the start if there is none. A finished run is not trained
+    again.
 
     Raises:
         UsageError: the folder holds another run or is in use, the recipe does not fit its data, its model or the number
@@ -129,7 +130,7 @@ def _train_in_group(recipe: Recipe, run: Run, start: AdapterFolder | Continued |
 
 
 def _resume(training: Training, saved: AdapterFolder) -> int:
-    """Restore optimizer, scaler and budget of ``training`` from ``saved``, and return the number of updates done.
+    """Restore optimizer, scaler, budget and selection from ``saved``, and return the number of updates done.
 
     Raises:
         UsageError: the rows, or the tokenizer that reads them, are not those of ``saved``.

@@ -31,8 +31,8 @@ GROUPED = {
 
 
 class Tracker:
-    """Writer of metrics, on the main process. Speed and time left count from the first step of this process, not of the
-    run."""
+    """Writer of metrics, on the main process. Speed and remaining time are measured from this process's first step, not
+    the run's."""
 
     def __init__(
         self, run: Run, line: Line, *, first_step: int, total_steps: int, log_every: int = 1, records: Records = ()
@@ -58,7 +58,7 @@ class Tracker:
             write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def begin_steps(self) -> None:
-        """Count speed and time left from now on; the time before counts in `seconds` alone."""
+        """Measure speed and remaining time from now on; the time before counts only in the metric ``seconds``."""
         self._steps_began = time.perf_counter()
         self._last_record = self._steps_began
 

@@ -155,8 +155,8 @@ class Training:
             self.writing.pop().result()
 
     def validate(self, tracker: Tracker, step: int) -> bool:
-        """Record a validation, if there are validation rows, and return whether it is the best so far and decides the
-        result."""
+        """Record a validation, if there are validation rows, and return whether it is the best so far; ``False`` where
+        validations do not decide the result."""
         if not self.data.validation:
             return False
         selection = self.state.selection

@@ -26,8 +26,8 @@ EFFECTIVE_QUESTIONS = "validation_effective_questions"
 
 @dataclass(frozen=True)
 class Validator:
-    """Held-out rows of a run, the questions among them, and a ``sampler`` that writes answers to some; ``None`` for
-    none."""
+    """Held-out rows of a run, the questions among them (``None`` if none are asked), and a ``sampler`` that writes
+    answers to some (``None`` if none are written)."""
 
     rows: RowTable
     questions: ModelWithQuestions | None = None
@@ -52,8 +52,9 @@ class Validator:
         """Validate the model of ``state`` as it is. No random number is drawn, and nothing of the training changes.
 
         Returns:
-            By their names in ``metrics.jsonl`` the mean loss over the label tokens of the rows, in nats, and the share
-            of the questions answered right, if there are any. The same on every process. And the samples.
+            Metrics by their names in ``metrics.jsonl``, the same on every process: the mean loss over the label tokens
+            of the rows, in nats, and, if questions are asked, the share answered right and their number. And the
+            samples.
         """
         objective = state.objective
         objective.eval()  # without dropout

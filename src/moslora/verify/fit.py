@@ -64,7 +64,7 @@ class Fit:
 
     @property
     def attenuation(self) -> float:
-        """Upper bound of what rounding of the run's answers takes from k; 1 if the adapter has no effect."""
+        """Upper bound of the amount by which rounding of the run's answers lowers k; 1 if the adapter has no effect."""
         if self.effect == 0:
             return 1.0
         return min(1.0, (self.left / self.effect) ** 2)

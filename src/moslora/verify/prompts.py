@@ -31,7 +31,7 @@ class PromptTests:
     """Tests of whether a server makes the run's prompt, by asking answered questions as text and in a chat.
 
     Attributes:
-        served: the server, in the form in which it was asked.
+        served: the model behind the server, with the form in which prompts were sent to it.
         prepared: the questions that it was asked.
         answered: ids of the questions that it has answered.
         tolerance: largest distance that rounding explains, in nats; 0 if the server returns no log-probabilities.
@@ -68,8 +68,8 @@ class PromptTests:
         return verdict
 
     def _compare(self, how: str, continued: Callable[[EncodedQuestion], Reply], verdict: Verdict) -> Verdict:
-        """Return ``verdict`` if the server answers the probes, sent by ``continued``, as behind the run's own prompt;
-        otherwise a verdict that it makes another prompt."""
+        """Return ``verdict`` if the server continues the probes, sent by ``continued``, as it continues the run's own
+        prompts, sent as before; otherwise a verdict that it makes another prompt, or that this could not be tested."""
         another = _another(how, "text" if self.served.as_text else "tokens")
 
         def both(question: EncodedQuestion) -> tuple[Reply, Reply] | Refused:

@@ -30,7 +30,7 @@ class Report:
         answered: number of questions that the server answered.
         same: number of questions that the server answers as the run does.
         how: form of the prompts, and of the log-probabilities, in words.
-        effects: outcome -> the server's minus the run's, as the mean over tasks with at least two questions.
+        effects: outcome -> the server's minus the run's, as the mean over tasks with at least two clusters.
         verdict: what the server computes.
         fit: share of the adapter that it computes; ``None`` without the base's answers, and where only texts are known.
         tolerance: largest distance that rounding explains, in nats.

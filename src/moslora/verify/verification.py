@@ -56,10 +56,11 @@ def verify(
         path: a run, an adapter folder, or a model, such as a merged one.
         address: address of the server.
         model: the model's name on the server; ``None`` if the server has only one.
-        tasks: names of tasks, separated by commas; ``None`` for those evaluated, else the recipe's.
+        tasks: names of tasks, separated by commas; ``None`` for those evaluated or, if none are, the recipe's.
         limit: number of questions of each task; ``None`` for 64 over all tasks together, 0 for all questions.
-        evaluation: name of the evaluation's folder; ``None`` for the only one, or the recipe's.
-        dtype: precision of the server; ``None`` for the evaluation's.
+        evaluation: name of the evaluation's folder; ``None`` for the only one or, if there are several or none, the
+            recipe's.
+        dtype: precision of the server; ``None`` for the evaluation's, or float16 where that is float32.
         at_once: number of questions asked at the same time.
         out: folder of the server's answers; ``None`` for one in the run.
         trust_remote_code: allow the model's own Python code.
@@ -112,7 +113,7 @@ def verify(
 
 def open_as_evaluated(path: Path, evaluation: str | None, *, trust_remote_code: bool = False) -> tuple[Target, Path]:
     """Return the model at ``path`` with the settings of one of its evaluations, and the evaluation's folder. By default
-    it is the only evaluation, or the recipe's, which need not exist yet."""
+    it is the only evaluation or, if there are several or none, the recipe's, which need not exist yet."""
     target = open_target(str(path), trust_remote_code=trust_remote_code)
     run = Run(path)
     if evaluation or any(result_of(folder) == folder for folder in run.evaluations):

@@ -59,13 +59,16 @@ class Mixer(nn.Module, ABC):
         """Plain LoRA pair with the product B · M · A = B · (M · A), exactly.
 
         ``lora_a`` has the shape ``shape_of_a(in_features)``, ``lora_b`` ``(out_features, rank_out)``. The pair is ``(r,
-        in_features)`` and ``(out_features, r)`` with r ≤ rank_out. ``torch.func.vmap`` folds many layers at once.
+        in_features)`` and ``(out_features, r)`` with r ≤ rank_out. It must work under ``torch.func.vmap``, which folds
+        many layers at once.
         """
         return self.matrix().to(lora_a) @ lora_a, lora_b
 
     def penalty(self, lora_a: Tensor, lora_b: Tensor) -> Tensor | None:
-        """Penalty that the method adds to the loss for this layer, after a forward pass in training: a float32
-        scalar."""
+        """Penalty that the method adds to the loss for this layer, after a forward pass in training: a float32 scalar.
+
+        ``None`` if the method adds none.
+        """
         return None
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:

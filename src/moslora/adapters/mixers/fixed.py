@@ -26,8 +26,9 @@ class IdentityMixer(Mixer):
 class InputSplitMixer(IdentityMixer):
     """M = I with a block-diagonal A: every expert reads its own slice of the input.
 
-    x = [x¹ … xᵏ], and ΔW = s · [B₁A₁ | … | BₖAₖ] with Aᵢ of shape (r/k, in/k) and Bᵢ of shape (out, r/k): splitting d
-    instead of r. A has in · r/k numbers, a k-th of LoRA's. With one B for all slices it would be exactly LoRA.
+    x = [x¹ … xᵏ], and ΔW = s · [B₁A₁ | … | BₖAₖ] with Aᵢ of shape (r/k, in/k) and Bᵢ of shape (out, r/k): both
+    the input and r are split. A has in · r/k numbers, a k-th of LoRA's. If all Bᵢ were the same matrix, it would be
+    exactly LoRA of rank r/k.
     """
 
     options_type = InputSplitOptions
@@ -65,7 +66,7 @@ class ButterflyMixer(Mixer):
         return in_blocks(ones, self.rank_in) * self.gain
 
     def fold(self, lora_a: Tensor, lora_b: Tensor) -> tuple[Tensor, Tensor]:
-        """Pair (A₁ + … + Aₖ, B₁ + … + Bₖ) of rank r/k; A also takes the mixer's gain."""
+        """Pair (A₁ + … + Aₖ, B₁ + … + Bₖ) of rank r/k; the first is multiplied by 1/k if M is normalised."""
         a = lora_a.unflatten(0, (self.options.blocks, -1)).sum(0) * self.gain
         return a, lora_b.unflatten(1, (self.options.blocks, -1)).sum(1)
 

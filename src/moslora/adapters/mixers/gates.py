@@ -1,9 +1,9 @@
 """Mixers that route: LoRA experts weighted by the input or by the task, M(x) = G(x) ⊗ I.
 
 The rank is split among k experts, A = [A₁; …; Aₖ] and B = [B₁ | … | Bₖ] with r/k rows and columns each, so that all
-methods have the same rank and the same scale s = α/r. (LoRAMoE and MoLA count r per expert: k times our rank and
-alpha.) All experts run at once: one product x Aᵀ, a weight for each block of it, one product with Bᵀ. There is no loop
-over experts and no sorting of tokens.
+methods have the same rank and the same scale s = α/r. (LoRAMoE and MoLA count r per expert: their r and α are
+rank k · r and alpha k · α here.) All experts run at once: one product x Aᵀ, a weight for each block of it, one product
+with Bᵀ. There is no loop over experts and no sorting of tokens.
 
 A router reads x before dropout, as in the released code of LoRAMoE and MoLA. Its softmax is in float32 (or float64).
 """
@@ -98,8 +98,8 @@ class TokenGateMixer(Gate):
 class GateInsideMixer(Gate):
     """M(x) = g_B(x) g_A(x)ᵀ ⊗ I: a gate on the experts of A and another on those of B.
 
-    ΔW(x) = s Σᵢⱼ g_B,ⱼ g_A,ᵢ Bⱼ Aᵢ: the mixture moved inside LoRA, where the MoSLoRA paper starts (arXiv 2406.11909,
-    section 3). With all gates at one it is the butterfly. There is no released code with these gates.
+    ΔW(x) = s Σᵢⱼ g_B,ⱼ g_A,ᵢ Bⱼ Aᵢ: the mixture moved inside LoRA, the starting point of the MoSLoRA paper (arXiv
+    2406.11909, section 3). With all gates at one it is the butterfly. There is no released code with these gates.
 
     Shape: ``router_a`` and ``router_b`` are ``(experts, in_features)``.
     """

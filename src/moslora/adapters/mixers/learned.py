@@ -28,8 +28,8 @@ class DenseMixer(Mixer):
     ``orthogonal`` and ``identity`` 1; ``xavier`` about 1; ``normal`` N(0, 1) rank_out; ``zeros`` 0; ``near-zero``
     N(0, 1e-5²) rank_out · 1e-10.
 
-    A ``frozen`` M keeps its first value. A ``folded`` M is multiplied into ``lora_a``, and training continues as LoRA.
-    Both are controls that show the effect of learning M.
+    A ``frozen`` M keeps its first value. A ``folded`` M is multiplied into ``lora_a`` once, right after the draw, and
+    training goes on as LoRA. Both are controls that show the effect of learning M.
 
     Args:
         rank: rank_in.
