@@ -118,6 +118,7 @@ READ_AS_DATA = {
     "data show": ["data", "show", "tasks.yaml"],
     "data audit": ["data", "audit", "tasks.yaml"],
     "data show of training rows": ["data", "show", "rows.yaml"],
+    "data show of a task": ["data", "show", "obqa", "--source", "{world}/data", "extends=tasks.yaml"],
     "data show of a run's recipe": ["data", "show", "runs/own/recipe.yaml", "--split", "train"],
     "eval": ["eval", "runs/own", "--tasks", "tasks.yaml"],
     "plan": ["plan", "runs/own/recipe.yaml"],
@@ -160,12 +161,12 @@ def write_what_is_read(capsys):
 
 
 @pytest.mark.slow
-def test_what_is_read_as_data_runs_no_code(capsys, mark):
+def test_what_is_read_as_data_runs_no_code(capsys, mark, world):
     write_what_is_read(capsys)
     mark.unlink()
     found = {}
     for what, command in READ_AS_DATA.items():
-        code, _, errors = run(capsys, *command)
+        code, _, errors = run(capsys, *(word.replace("{world}", str(world)) for word in command))
         refused = code == 2 and ("Python code from the model's folder" in errors or what == "reproduce")
         found[what] = "ran" if mark.exists() else "refused" if refused else errors
         mark.unlink(missing_ok=True)

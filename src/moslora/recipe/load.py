@@ -90,16 +90,17 @@ def rows_named(names: str, overrides: Sequence[str] = ()) -> NamedRows:
     """Find the rows of tasks, as in `resolve_tasks`, or the training rows of a recipe without own tasks.
 
     The first of ``names`` that is a recipe gives the prompt format and the model; without one the defaults do.
-    ``overrides`` apply either way. A recipe among ``names`` cannot allow code of the model to run.
+    ``overrides`` apply either way. Nothing can allow code of the model to run.
     """
     beneath = Layer("default", {"name": "tasks", "model": {"name": "smollm2-135m-instruct"}})
+    overrides = [*overrides, "model.trust_remote_code=false"]
     parts = split_names(names)
     file = next((name for name in parts if _is_recipe_name(name)), None)
     if file is None:
         faults: list[str] = []
         layers = [beneath, *_overrides(overrides, faults)]
         return NamedRows(_checked(layers, faults, main=""), resolve_tasks(names))
-    recipe, layers = _resolve(file, [*overrides, "model.trust_remote_code=false"], beneath=[beneath])
+    recipe, layers = _resolve(file, overrides, beneath=[beneath])
     if parts == (file,) and recipe.own_tasks:
         return NamedRows(recipe, tuple(recipe.own_tasks.values()))
     has_source = depth(combine_layers(layers), ("data", "source")) == 2
