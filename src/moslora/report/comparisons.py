@@ -64,7 +64,7 @@ def against_bases(runs: Sequence[ReportedRun]) -> list[ShownComparison]:
 
 
 def _arms(runs: Sequence[tuple[str, ComparedRun | None]]) -> list[Arm]:
-    """Return the arms of named runs, without runs that have no answers."""
+    """Group pairs of an arm's name and a run into arms. A run that is ``None`` has no answers and is left out."""
     runs_by_arm: dict[str, dict[int | None, ComparedRun]] = {}
     for name, run in runs:
         if run is not None:

@@ -24,7 +24,7 @@ class LearnedLayer:
     Attributes:
         name: name of the layer in the model.
         mixer: M, shape ``(rank_out, rank_in)``.
-        start: M as the seed drew it, of the same shape; ``None`` for an adapter that was trained before.
+        start: M as the seed drew it, of the same shape; ``None`` if the run continued an adapter or was imported.
     """
 
     name: str

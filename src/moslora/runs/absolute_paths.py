@@ -21,7 +21,7 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
 
 
 def make_absolute(values: dict[str, Any]) -> None:
-    """Make the path of every local file in a recipe's ``values`` absolute, except the base's."""
+    """Make local paths of sources and of tasks' files in a recipe's ``values`` absolute, in place."""
     for section, key in local_files(values):
         section[key] = absolute_path(section[key])
 
@@ -33,12 +33,13 @@ def absolute_path(path: str) -> str:
 
 
 def last_part(path: str) -> str:
-    """Last part of a local path, as it is published."""
+    """``./`` and the last part of a local path after links are resolved: all of the path that is published."""
     return f"./{os.path.basename(os.path.realpath(os.path.expanduser(path)))}"
 
 
 def local_files(values: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
-    """Section and key of every local file or folder that a recipe's values name, except the base."""
+    """Mapping in a recipe's ``values``, and key in it, of each source or file of a task that may be a local path. A
+    data set of the hub, ``owner/name``, is such a source."""
     for section in (values["data"], values["evaluation"]):
         if set("./") & set(section["source"] or ""):  # the keywords for a source contain neither
             yield section, "source"

@@ -78,7 +78,8 @@ def load_adapted(
 
 
 def load_without_base(folder: AdapterFolder, *, task: str | None = None) -> PreTrainedModel:
-    """Model on the meta device with its adapters in memory, which is enough to fold them. ``task`` sets a task gate."""
+    """Model with its base's weights on the meta device and its adapters' in memory, which is enough to fold the
+    adapters. A task gate is set to ``task``, if it is given."""
     return with_adapters_of(folder, meta_model(folder.recipe.model), task=task)
 
 

@@ -129,7 +129,8 @@ def changed_encoding(manifest: Mapping[str, Any], encoding: Mapping[str, str]) -
 def check_encoding(folder: AdapterFolder, encoding: Mapping[str, str]) -> None:
     """Refuse a tokenizer or a chat template that differs from the one of the training.
 
-    Only note it if the tokenizer's libraries have other versions, which may serialise the same tokenizer differently.
+    If tokenizers or transformers has another version than in training, only note either difference: another version
+    may serialise the same tokenizer differently.
     """
     changed = changed_encoding(folder.manifest, encoding)
     if not changed:

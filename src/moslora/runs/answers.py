@@ -94,7 +94,7 @@ class TaskAnswers:
         return tuple(clusters.get(id, id) for id in self.ids)
 
     def only(self, ids: Collection[str]) -> "TaskAnswers":
-        """Return the answers to the questions with these ids, in their present order."""
+        """Return only the answers to the questions with these ids, without reordering the answers."""
         wanted = set(ids)
         return self.at([place for place, id in enumerate(self.ids) if id in wanted])
 
@@ -115,7 +115,8 @@ def order_key(id: str) -> bytes:
 
 
 def by_task(predictions: Sequence[Prediction]) -> dict[str, TaskAnswers]:
-    """Columns of the predictions by task, in the order of the tasks, without questions that a server refused."""
+    """Columns of the predictions by task, without questions that a server refused. Tasks are in the order of their
+    first predictions."""
     rows: dict[str, list[Prediction]] = {}
     for prediction in predictions:
         if prediction.refused:

@@ -18,7 +18,8 @@ def remark_on_bare_rows(run: Run) -> str:
 
 
 def asks_nothing(recipe: Recipe, tasks: Iterable[str]) -> bool:
-    """Whether there is nothing to evaluate: all rows are bare instructions, and the recipe names no other source."""
+    """Whether there is nothing to evaluate: all training rows are bare instructions, and the recipe's ``evaluation``
+    names neither tasks nor a source. ``tasks`` are those of the training rows."""
     evaluation = recipe.evaluation
     return set(tasks) == {INSTRUCTION} and evaluation.tasks is None and evaluation.source is None
 

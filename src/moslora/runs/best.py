@@ -80,7 +80,8 @@ def format_value(value: float, by: BestBy) -> str:
 
 
 def best_of(facts: Mapping[str, Any]) -> Best | None:
-    """Best validation that a manifest or a ``run.json`` records; ``None`` if no validation decides anything."""
+    """Best validation that a manifest or a ``run.json`` records; ``None`` if validations could neither choose the
+    result nor end the run."""
     values = facts.get(BEST)
     if values is None:
         return None
@@ -89,7 +90,7 @@ def best_of(facts: Mapping[str, Any]) -> Best | None:
 
 
 def result_step(facts: Mapping[str, Any], training: TrainingSection) -> int | None:
-    """Step of a finished run's result; ``None`` if its validations did not influence it.
+    """Step of a finished run's result; ``None`` if validations could neither choose the result nor end the run.
 
     Args:
         facts: content of its ``run.json``, or of its result's manifest.

@@ -139,7 +139,7 @@ class Conditions:
 
 
 def without_double(quantization: str) -> str:
-    """Name of a quantisation whose scales are not quantised."""
+    """``quantization`` with the remark that its scales are not quantised."""
     return f"{quantization}, its scales not quantised"
 
 

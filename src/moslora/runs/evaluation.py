@@ -105,7 +105,7 @@ class Evaluation:
         return self.restricted_to([task.name for task in recipe.questions.tasks], recipe.evaluation.limit)
 
     def restricted_to(self, tasks: Collection[str], limit: int | None = None) -> "Evaluation":
-        """Return the part that an evaluation of these tasks with this limit of questions has."""
+        """Return the part with only ``tasks``, and of each only the first ``limit`` questions in the fixed order."""
         kept = {task: answers.ids for task, answers in self.tasks.items() if task in tasks}
         if limit is not None:
             kept = {task: tuple(sorted(ids, key=order_key)[:limit]) for task, ids in kept.items()}
@@ -168,7 +168,7 @@ def read_predictions(folder: Path) -> list[Prediction]:
 
 
 def unfinished_tasks(header: EvaluationHeader, predictions: Iterable[Prediction]) -> dict[str, tuple[int, int]]:
-    """Tasks with fewer answers than the last evaluation asked for: number of questions answered, and asked."""
+    """Task -> number of questions answered, and `TaskRecord.asked`, for each task with fewer answers than asked."""
     answered = Counter(each.task for each in predictions)
     asked = {task: record.asked or 0 for task, record in header.tasks.items()}
     return {task: (answered[task], count) for task, count in asked.items() if answered[task] < count}
@@ -181,7 +181,7 @@ def refuse_other_scores(out: Path) -> None:
 
 
 def questions_in_common(runs: Sequence[Evaluation]) -> tuple[QuestionIds, str]:
-    """Questions that all of ``runs`` answered, by id and hash of the data.
+    """Ids, by task, of the questions that all of ``runs`` answered; the hash of the task's data has to agree as well.
 
     The second value is a line that says what was left out, empty if nothing was.
     """

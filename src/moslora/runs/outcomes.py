@@ -126,7 +126,7 @@ class Outcome:
         return f"{self.factor * value:.{self.fine}f}"
 
     def amount(self, value: float) -> str:
-        """Text of the size of a difference with the unit: 0.0310 nats."""
+        """Text of a difference without its sign, with the unit: 0.0310 nats."""
         return f"{self.size(abs(value))} {self.unit}"
 
     def side(self, value: float) -> str:

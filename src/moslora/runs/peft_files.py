@@ -31,7 +31,7 @@ def hub_hint(place: str) -> str:
 
 
 def has_adapter_files(folder: Path) -> bool:
-    """Whether ``folder`` has an adapter in PEFT's format, or a part of one, rather than one of ours."""
+    """Whether ``folder`` has settings or weights in PEFT's format; an adapter folder of moslora has neither."""
     return _first_file(folder / name for name in (CONFIG, *WEIGHTS)) is not None
 
 

@@ -98,7 +98,8 @@ class Results:
 
 
 def _plain(value: Any) -> dict[str, Any]:
-    """Fields of a part of the results, without those that a score does not have."""
+    """Fields of an object in the results, without those of a `Score` that are ``None``, and without ``clusters`` of a
+    `TextScore` if that is ``None``."""
     fields = dict(vars(value))
     if isinstance(value, Score):
         return {name: number for name, number in fields.items() if number is not None}

@@ -15,7 +15,10 @@ from moslora.runs.run import RESULT, Run
 
 
 def refuse_other_run(run: Run, recipe: Recipe, *, resuming: bool) -> None:
-    """Refuse a folder in use, unless it holds a run of ``recipe`` and is to be resumed."""
+    """Refuse a folder that is not empty, unless it holds a run of ``recipe`` that is to be resumed.
+
+    Also refuse to resume a run whose training ended and whose result and checkpoints were removed.
+    """
     if resuming and run.exists:
         refuse_other_recipe(run.path, then=run.recipe_to_resume(), now=recipe)
         if run.without_result:
@@ -77,7 +80,8 @@ def refuse_other_recipe(folder: Path, *, then: Recipe, now: Recipe) -> None:
 
 
 def refuse_reproduction(run: Run, out: Path) -> None:
-    """Refuse to train ``run`` again if it has no result to compare with, or in a folder that has anything else."""
+    """Refuse to train ``run`` again if it has no result to compare with. Also refuse ``out`` if it is not empty, unless
+    it holds a run of the same recipe."""
     recipe = run.recipe_to_resume()
     if not run.finished:
         raise UsageError(

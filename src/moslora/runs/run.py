@@ -209,12 +209,12 @@ class Run:
         return math.inf if loss is None else float(loss)  # null in JSON if it was not finite
 
     def validation_at_start(self, by: BestBy) -> float | None:
-        """Validation loss or accuracy before the first step; ``None`` without one, or if it was not finite."""
+        """Validation loss or accuracy, as ``by`` says, before the first step; ``None`` if missing or not finite."""
         return next((row.get(f"validation_{by}") for row in self.metrics if row["step"] == 0), None)
 
     @property
     def evaluations(self) -> list[Path]:
-        """Folders of all evaluations of the run, its base and its checkpoints, by name."""
+        """Folders of all evaluations of the run, its base and its checkpoints, sorted by name."""
         return sorted(file.parent for file in self.path.glob(f"{EVALUATIONS}/*/{SETTINGS}"))
 
     def evaluation_folder(self, name: str | None = None) -> Path:
@@ -246,7 +246,7 @@ def _step_of(checkpoint: Path) -> int:
 
 
 def evaluation_name(protocol: str, format: str, precision: str) -> str:
-    """Name of an evaluation's folder."""
+    """Name of an evaluation's folder from its settings, without an ending such as ``-base``."""
     return f"{protocol}-{format}-{precision}"
 
 
@@ -262,7 +262,7 @@ def base_of(evaluation: Path) -> Path:
 
 
 def is_run(path: Path) -> bool:
-    """Whether ``path`` is the folder of a run or of evaluations."""
+    """Whether ``path`` counts as a run's folder: it has a ``run.json`` or a folder ``eval/``."""
     return os.path.isfile(path / RUN) or os.path.isdir(path / EVALUATIONS)
 
 
@@ -324,7 +324,7 @@ def remark_on_unfinished(path: Path, adapter: Path, *, doing: str) -> str:
 
 
 def newest_run(*places: Path) -> Run:
-    """Finished run in one of ``places`` whose result is newest."""
+    """Finished run with the newest result among the folders directly in ``places``."""
     every = [Run(path) for place in places for path in place.glob("*/")]
     finished = [run for run in every if run.finished]
     if not finished:

@@ -21,7 +21,7 @@ def save(model: PreTrainedModel, folder: str | Path, *, base: str | None = None)
     >>> moslora.save(model, "runs/mine")
 
     Raises:
-        UsageError: an option or a base that no recipe can have; or ``folder`` holds more, such as what was merged.
+        UsageError: an option or a base that no recipe can have; or ``folder`` has files besides an older adapter's.
     """
     folder = Path(folder)
     context = context_of(model)

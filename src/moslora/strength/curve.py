@@ -44,11 +44,11 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class Measure:
-    """Number of each row at every strength, such as its loss.
+    """Quantity that is measured on each row at every strength, such as the loss.
 
     Attributes:
         title: title of its column in a table.
-        values: sum over each row at each strength, shape ``(len(STRENGTHS), n)``.
+        values: value of each row at each strength, shape ``(len(STRENGTHS), n)``; a loss is summed over label tokens.
         weights: divisor of each row, shape ``(n,)``: its label tokens for a loss, otherwise 1.
     """
 
@@ -137,7 +137,7 @@ class Curve:
 
     @property
     def chosen_by_samples(self) -> Range:
-        """Range of the strengths that bootstrap samples of the rows recommend."""
+        """Interval that holds 95 % of the strengths that bootstrap samples of the rows recommend."""
         places = _recommended(self.loss.sampled_means)
         low, high = np.percentile(np.array(STRENGTHS)[places], (2.5, 97.5), method="nearest")
         return float(low), float(high)
@@ -198,7 +198,7 @@ def read_curve(run: Run) -> Curve | None:
 
 
 def _as_list(array: Floats) -> list[Any]:
-    """Nested lists of the numbers, with six digits each."""
+    """Nested lists of the numbers, each rounded to six significant digits."""
     return [float(f"{value:.6g}") for value in array] if array.ndim == 1 else [*map(_as_list, array)]
 
 

@@ -43,7 +43,7 @@ from moslora.tasks import INSTRUCTION, Example
 from moslora.training.questions import examples_by_task
 
 TEXTS = 32
-"""Number of texts that are measured, the first of each set in the fixed order."""
+"""Number of texts of each set that are measured, the first in the fixed order."""
 
 OUTCOMES = {
     "log p": log_probability,
@@ -194,7 +194,7 @@ def _named_rows(folder: AdapterFolder, encoder: Encoder, file: str) -> HeldOut:
 
 
 def _texts(recipe: Recipe, named: str) -> dict[str, list[Example]]:
-    """First texts of each set in ``named``."""
+    """The first `TEXTS` texts, in the fixed order, of each set in ``named``."""
     texts = {}
     for task in resolve_tasks(named, recipe.own_tasks):
         if not task.is_text:

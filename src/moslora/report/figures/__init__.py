@@ -50,7 +50,8 @@ def of_answers(
 
 
 def _confusions(canvas: Canvas, run: ReportedRun) -> Iterator[Markup]:
-    """Yield the confusion matrix of each of the run's own tasks whose questions all have the same options."""
+    """Yield the confusion matrix of each answered task that the recipe declares and whose questions all have the same
+    options."""
     for task in run.run.recipe.own_tasks.values():
         options = shared_options(task)
         if run.compared and options and task.name in run.compared.tasks:
@@ -72,7 +73,7 @@ def of_strengths(canvas: Canvas, runs: Sequence[ReportedRun]) -> list[Markup]:
 
 
 def of_mixers(canvas: Canvas, runs: Sequence[ReportedRun]) -> dict[str, Markup]:
-    """Return arm -> mixers of its first run."""
+    """Return arm -> figure of the mixers of its first run, without arms that have nothing to show."""
     mixers = {}
     for arm in canvas.arms:
         run = next(run for run in runs if run.arm == arm)

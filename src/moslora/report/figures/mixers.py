@@ -37,7 +37,7 @@ def draw_mixers(canvas: Canvas, name: str, layers: Sequence[LearnedLayer]) -> Ma
 
 
 def mapped(layers: Sequence[LearnedLayer]) -> list[LearnedLayer]:
-    """Return the layers sorted by kind: all, or `MAPPED_LAYERS` at even distances."""
+    """Return the layers sorted by kind; of more than `MAPPED_LAYERS` in all, only that many, at even distances."""
     by_kind = sorted(layers, key=lambda layer: layer.kind)
     places = np.linspace(0, len(by_kind) - 1, min(MAPPED_LAYERS, len(by_kind))).astype(int)
     return [by_kind[place] for place in places]
