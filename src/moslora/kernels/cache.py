@@ -234,7 +234,10 @@ class CachedPass:
         return self._kept_at[key_heads]
 
     def _mask(self, window: int | None) -> Tensor:
-        """Additive mask: 0 where a continued row's token sees a key, −∞ elsewhere; float32 ``(n, 1, 1, keys)``."""
+        """Additive mask: 0 where the new token of one of n continued rows sees a key, −∞ elsewhere.
+
+        float32 of shape ``(n, 1, 1, keys)``.
+        """
         if window not in self._masks:
             first = self.cache.beginning
             own_place = torch.tensor(self.places).unsqueeze(1)  # (n, 1)

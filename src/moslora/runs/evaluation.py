@@ -56,7 +56,7 @@ class Evaluation:
         predictions: Sequence[Prediction],
         records: Mapping[str, TaskRecord] | None = None,
     ) -> "Evaluation":
-        """Evaluation with these predictions and records. The questions of every task are sorted by id."""
+        """Evaluation with these predictions, in any order, and records; it sorts each task's questions by id."""
         header = EvaluationHeader(conditions, records or {})
         tasks = {}
         for task, answers in by_task(predictions).items():

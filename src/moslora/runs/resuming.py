@@ -35,9 +35,10 @@ def refuse_other_run(run: Run, recipe: Recipe, *, resuming: bool) -> None:
 
 
 def newest_saved(run: Run, recipe: Recipe) -> AdapterFolder | None:
-    """Result of ``run``, or else its newest intact checkpoint, which must be of ``recipe``; ``None`` before the first.
+    """Result of ``run``, or else its newest intact checkpoint; ``None`` if none was saved yet.
 
     Raises:
+        UsageError: it is of another recipe than ``recipe``.
         MosloraError: the result and all checkpoints are damaged.
     """
     places = [path for path in (run.result, *run.checkpoints[::-1]) if path.is_dir()]

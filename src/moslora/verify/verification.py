@@ -218,7 +218,7 @@ def prepare_questions(target: Target, run: Evaluation, source: ServerSource) -> 
     if changed:
         what = some(changed, separator="; ")
         raise MosloraError(
-            f"{run.folder}: the model answered under other conditions ({what}); remove this evaluation and verify again"
+            f"{run.folder}: the model answered under other conditions ({what}); remove this folder and verify again"
         )
     return prepared.only({id for answers in run.tasks.values() for id in answers.ids})
 
