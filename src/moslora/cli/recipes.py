@@ -35,7 +35,7 @@ def copy(
 
 @app.command("show")
 def show_recipe(name: RecipeName, overrides: Overrides = None) -> None:
-    """Print every value of a recipe and its origin: a file, an override or the default."""
+    """Print every value of a recipe and where it comes from."""
     from moslora.recipe import trace_recipe
 
     rows = trace_recipe(_recipe_file(name), overrides or ())
