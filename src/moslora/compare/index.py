@@ -93,7 +93,8 @@ class ExperimentIndex:
         runs: scored runs that have a folder.
         others: further planned comparisons.
         file: experiment file, relative to the folder, as both may be moved together.
-        margin: largest negligible difference, such as 20%; ``None`` for the outcome's own.
+        margin: largest negligible difference, such as 0.01, or 20% of the first arm's gain; ``None`` for the
+            outcome's own.
         card: origin of the runs that are in tables; ``None`` without tables.
     """
 

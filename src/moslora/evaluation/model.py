@@ -280,7 +280,7 @@ class Served:
         return wait
 
     def _log_p(self, question: Pairs) -> list[float]:
-        """Log-probability of each answer of a question, in nats."""
+        """Log-probability of each answer of a question, summed over its tokens, in nats."""
         assert self.reading is not None
         sums = []
         for ids, answer in question:

@@ -1,4 +1,4 @@
-"""Turn a typed question into an example of a task. Importing this does not load torch."""
+"""Turn a question that a user types into an example of a task. Importing this does not load torch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

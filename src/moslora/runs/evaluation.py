@@ -37,7 +37,7 @@ class Evaluation:
         conditions: how the questions were asked; ``None`` for a log, which has no conditions.
         tasks: task -> answers, in the order in which the tasks were asked.
         records: task -> further facts.
-        unfinished: interrupted task -> number of questions answered, and asked.
+        unfinished: interrupted task -> number of questions answered so far, and number to be asked in all.
         base: the base's answers to the same questions, from the experiment's tables or the folder beside ``folder``.
     """
 
