@@ -110,8 +110,10 @@ def base_differences(runs: Sequence[ComparedRun]) -> dict[str, str]:
 
 
 def facts_of(run: ComparedRun, *changing: Changes) -> dict[str, Any]:
-    """Return the facts of a run's evaluation that determine one of the aspects ``changing``; empty for a log, which has
-    none."""
+    """Return the facts of a run's evaluation that determine one of the aspects ``changing``.
+
+    Empty for a log of another program, which has none.
+    """
     conditions = run.evaluation.conditions
     return conditions.facts(*changing) if conditions else {}
 

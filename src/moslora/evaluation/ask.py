@@ -47,7 +47,7 @@ class InWords:
 
     @property
     def first_turns(self) -> list[Turn]:
-        """Turns before the first question."""
+        """Turns before the first question: the system message, if there is one."""
         return [Turn("system", self.system)] if self.system else []
 
     def limited(self, example: Example) -> Example:

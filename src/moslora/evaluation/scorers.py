@@ -169,7 +169,7 @@ class Scorer(ABC, Generic[Output]):
         return Prediction(example.id, example.task, example.gold, prediction=None, refused=str(output))
 
     def score(self, examples: Sequence[Example], model: Model) -> list[Prediction]:
-        """Return the predictions of one task's questions, in the order of their arrival."""
+        """Return the predictions of one task's questions, in the order in which the model makes them."""
         return [prediction for predictions in self.start(examples, model)() for prediction in predictions]
 
 
