@@ -30,7 +30,7 @@ from moslora.compare.index import read_index
 from moslora.compare.statistics import LEVEL, holm
 from moslora.errors import UsageError
 from moslora.runs.scores import MACRO
-from moslora.tasks import COMMONSENSE
+from moslora.tasks import COMMONSENSE, GROUP
 
 LORA = "lora"
 HALF = "lora-half"
@@ -75,31 +75,27 @@ def loses_less(contrast: Contrast) -> Part:
     return Part(distribution.difference, distribution.below(0))
 
 
-def contrast_of(
-    arms: Sequence[Arm], before: str, after: str, outcome: str, *, without_set: str = ""
-) -> Contrast | None:
-    """The second arm against the first in the sets, or in the passages; ``None`` without runs of one seed."""
+def contrast_of(arms: Sequence[Arm], before: str, after: str, outcome: str) -> Contrast | None:
+    """The second arm against the first in the eight sets, or in the passages; ``None`` without runs of one seed."""
     both = {arm.name: arm for arm in arms if arm.name in (before, after)}
     if len(both) < 2 or not pairs(both[before], both[after]):
         return None
-    asked = next(iter(both[before].runs.values())).tasks
-    sets = [task for task in COMMONSENSE if task in asked and task != without_set]
-    tasks = TEXTS if outcome == FORGOTTEN else ",".join(sets)
+    tasks = TEXTS if outcome == FORGOTTEN else GROUP
     return compare_arms([both[before], both[after]], outcome=outcome, tasks=tasks).named[0]
 
 
-def parts_of(arms: Sequence[Arm], challenger: str, *, without_set: str = "") -> list[Part] | None:
+def parts_of(arms: Sequence[Arm], challenger: str) -> list[Part] | None:
     """The tests of a challenger; ``None`` where one has no runs."""
-    gained = [contrast_of(arms, LORA, challenger, outcome, without_set=without_set) for outcome in GAINED]
+    gained = [contrast_of(arms, LORA, challenger, outcome) for outcome in GAINED]
     forgotten = contrast_of(arms, HALF, challenger, FORGOTTEN)
     if forgotten is None or None in gained:
         return None
     return [*(keeps(contrast) for contrast in gained if contrast), loses_less(forgotten)]
 
 
-def table(arms: Sequence[Arm], challengers: Sequence[str], *, without_set: str = "") -> list[list[str]]:
+def table(arms: Sequence[Arm], challengers: Sequence[str]) -> list[list[str]]:
     """A row for each challenger: what each part found with its p, the largest p, and Holm's."""
-    found = {challenger: parts_of(arms, challenger, without_set=without_set) for challenger in challengers}
+    found = {challenger: parts_of(arms, challenger) for challenger in challengers}
     largest = {challenger: max(part.p for part in parts) if parts else 1.0 for challenger, parts in found.items()}
     adjusted = dict(zip(challengers, holm([*largest.values()]), strict=True))
     rows = [["challenger", "seeds", "log p kept", "summed log p kept", "nats per byte fewer than half", "p", "Holm"]]
@@ -149,8 +145,9 @@ def main(folder: Path = DOCS / "experiments" / "forgetting", *, without_seed: in
     challengers = challengers_of(folder)
     arms = []
     for arm in load_arms([folder]):
-        arms.append(Arm(arm.name, {seed: run for seed, run in arm.runs.items() if seed != without_seed}))
-    print_table(table(arms, challengers, without_set=without_set))
+        runs = {seed: run for seed, run in arm.runs.items() if seed != without_seed}
+        arms.append(Arm(arm.name, runs).each(lambda run: run.restricted_to(run.tasks.keys() - {without_set})))
+    print_table(table(arms, challengers))
     if any(arm.name == TWICE for arm in arms):
         print(control(arms))
 

@@ -70,11 +70,10 @@ def study(folder, kept, forgotten, lost_in=""):
 
     def of(seed: int, gain: float, bytes: float, arm: str) -> Evaluation:
         run = with_texts(drawn(seed, gain=gain, arm=arm), bytes)
-        gainless = drawn(seed, arm=arm).tasks
         tasks = {}
         for name, answers in run.tasks.items():
             if arm == "recommended" and name == lost_in:
-                answers = gainless[name]
+                answers = drawn(seed, arm=arm).tasks[name]
             outcomes = dict(answers.outcomes)
             if "log_probability" in outcomes:
                 outcomes["log_probability_summed"] = tuple(3 * value for value in outcomes["log_probability"])

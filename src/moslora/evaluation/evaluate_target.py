@@ -223,8 +223,12 @@ def questions_of(
         if count < len(rows):
             limited.append(f"{task} {count:,} of {len(rows):,}")
     if limited and "limit" not in overrides:  # the user knows a limit of the command line
-        keys, but = ("evaluation.limit and skip", ", but those of skip") if request.skip else ("evaluation.limit", "")
-        note(f"questions: {', '.join(limited)} ({keys} of the recipe); --limit all asks all{but}")
+        keys = "evaluation.limit"
+        most = "all"
+        if request.skip:
+            keys += " and skip"
+            most = "all but those of skip"
+        note(f"questions: {', '.join(limited)} ({keys} of the recipe); --limit all asks {most}")
     return request, questions
 
 

@@ -172,7 +172,7 @@ def _base_of(target: Target) -> Target:
     for name in names:
         if available_offline(name) and fingerprint(name) == origin.fingerprint:
             return replace(target, model=target.model.model_copy(update={"name": name}))
-    raise MosloraError(f"{merged}: was merged from {origin.base}, which is not on this machine; download it first")
+    raise MosloraError(f"{merged}: was merged from {origin.base}, which is not on this machine; copy or download it")
 
 
 def with_base(answers: Evaluation) -> Evaluation:
