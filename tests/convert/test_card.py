@@ -182,6 +182,20 @@ def test_the_upload_command_names_a_valid_repository_and_the_folder(tmp_path, na
         assert ("base_model_name_or_path" in before) == (base == "/data/model")
 
 
+@pytest.mark.parametrize(
+    "values, local",
+    [
+        ({"data": {"source": "owner/rows"}}, False),
+        ({"data": {"source": "/data/rows"}}, True),
+        ({"tasks": {"mine": {"train": "/data/mine.jsonl", "options": "options", "answer": "answer"}}}, True),
+    ],
+)
+def test_a_file_that_names_this_machines_folders_is_not_uploaded(tmp_path, values, local):
+    recipe = Recipe.model_validate({"name": "x", "model": {"name": "m"}} | values)
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    assert ("--exclude moslora.yaml" in how_to_use(tmp_path / "out", tmp_path)) == local
+
+
 def test_a_base_with_other_questions_is_not_shown(trained, tmp_path):
     """As many, of the same data, but not the first ones."""
     run = Path(shutil.copytree(trained, tmp_path / "run"))

@@ -104,7 +104,8 @@ def how_to_use(out: Path, adapter: Path) -> str:
     recipe = load_recipe(adapter / RECIPE)
     allowed = "-".join(re.findall(r"\w+(?:\.\w+)*", recipe.name, re.ASCII)) or "NAME"
     command = f"hf upload OWNER/{allowed} {shlex.quote(str(out))} --private"
-    if any(local_files(recipe.model_dump())):  # then it names the folders of this machine
+    sources = [section[key] for section, key in local_files(recipe.model_dump())]
+    if any(os.path.isabs(source) for source in sources):  # it names the folders of this machine
         command += f" --exclude {EVALUATION_DEFAULTS}"
     config = out / PEFT_CONFIG
     first = "to upload it"
