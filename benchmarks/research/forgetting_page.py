@@ -97,10 +97,10 @@ def knobs_table(found: ScoredExperiment) -> str:
 def _cell(values: Floats, of_lora: Floats, measure: Measure) -> str:
     """Mean ± standard error over seeds, and the mean in percent of LoRA's."""
     outcome = OUTCOMES[measure.outcome]
-    text = mean_in_words((outcome.factor * values).tolist(), digits=outcome.fine).replace("-", "−")
+    text = mean_in_words((outcome.factor * values).tolist(), digits=outcome.fine)
     if measure.with_share:
         text += f" ({100 * values.mean() / of_lora.mean():.0f} %)"
-    return text
+    return text.replace("-", "−")
 
 
 def _strengths(found: ScoredExperiment, arm: str) -> str:
