@@ -8,7 +8,8 @@
 `benchmarks.research.forgetting`.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,11 @@ from markupsafe import Markup
 from benchmarks import DOCS
 from benchmarks.commands import command
 from benchmarks.research import forgetting
-from benchmarks.research.rates import draw_mean, share_legend
+from benchmarks.research.rates import differences, draw_mean, share_legend
 from benchmarks.research.results import ScoredExperiment, load
 from benchmarks.svg import canvas_of, from_report, write_pictures
 from benchmarks.tables import markdown, publish
-from moslora.compare.arms import load_arms
+from moslora.compare.arms import Arm, load_arms
 from moslora.compare.distribution import Floats
 from moslora.experiment.tables import mean_in_words
 from moslora.report.canvas import Canvas
@@ -71,6 +72,18 @@ MEASURES = (
 )
 GAINED = MEASURES[0]
 FORGOTTEN = MEASURES[3]
+COMPARED = MEASURES[:5]
+"""Of the exploratory arms."""
+
+EXPLORED = (
+    ("lora-0.8", "lora-half-0.8"),
+    ("lora-0.8", "moslora-0.8"),
+    ("lora-0.8", "moelora-0.8"),
+    ("lora", "moslora"),
+    ("lora", "moelora"),
+    ("moelora", "lora-0.8"),
+)
+"""Arms that nobody planned to test, each after the one it is compared with."""
 
 
 def changes(found: ScoredExperiment, measure: Measure) -> dict[str, Floats]:
@@ -83,11 +96,17 @@ def changes(found: ScoredExperiment, measure: Measure) -> dict[str, Floats]:
     return by_arm
 
 
-def knobs_table(found: ScoredExperiment) -> str:
+def planned(found: ScoredExperiment) -> list[Arm]:
+    """The arms of which a contrast was planned."""
+    names = {name for contrast in found.index.named for name in contrast}
+    return [arm for arm in found.arms if arm.name in names]
+
+
+def knobs_table(found: ScoredExperiment, arms: Sequence[Arm]) -> str:
     """A row for each arm: what it gains and forgets, its held-out loss, and the strength at which it is applied."""
     by_measure = {measure: changes(found, measure) for measure in MEASURES}
     rows = [["arm", "strength", *(measure.title for measure in MEASURES), "held-out loss"]]
-    for arm in found.arms:
+    for arm in arms:
         cells = [_cell(by_arm[arm.name], by_arm[forgetting.LORA], measure) for measure, by_arm in by_measure.items()]
         held_out = [run.validation_loss for run in arm.runs.values() if run.validation_loss is not None]
         rows.append([arm.name, _strengths(found, arm.name), *cells, mean_in_words(held_out, digits=3)])
@@ -101,6 +120,17 @@ def _cell(values: Floats, of_lora: Floats, measure: Measure) -> str:
     if measure.with_share:
         text += f" ({100 * values.mean() / of_lora.mean():.0f} %)"
     return text.replace("-", "−")
+
+
+def explored_table(found: ScoredExperiment) -> str:
+    """A row for each pair of `EXPLORED`: the differences of the second arm from the first."""
+    arms = {arm.name: arm for arm in found.arms}
+    asked: list[tuple[str, str | None]] = [(measure.outcome, ",".join(measure.tasks)) for measure in COMPARED]
+    titles = (re.sub(" (gained|lost)", "", measure.title) for measure in COMPARED)
+    rows = [["arm", "against", *titles, "held-out loss"]]
+    for first, second in EXPLORED:
+        rows.append([second, first, *differences(arms[first], arms[second], [*asked, ("validation_loss", None)])])
+    return markdown(rows)
 
 
 def _strengths(found: ScoredExperiment, arm: str) -> str:
@@ -131,13 +161,14 @@ def _draw_model(axes: Any, canvas: Canvas, found: ScoredExperiment) -> None:
     curve = [(0.0, 0.0)]
     curve += [(forgotten[arm].mean(), gained[arm].mean()) for arm in CURVE if arm in gained]
     axes.plot(*zip(*curve, strict=True), color=canvas.style(forgetting.LORA).color, linewidth=1.2, alpha=0.6)
-    for arm in found.names:
-        draw_mean(axes, forgotten[arm], gained[arm], canvas.style(arm), markersize=6.5, label=arm)
+    for arm in planned(found):
+        name = arm.name
+        draw_mean(axes, forgotten[name], gained[name], canvas.style(name), markersize=6.5, label=name)
 
 
 def pictures(models: Mapping[str, ScoredExperiment]) -> dict[str, str]:
     """Path in docs/ -> SVG."""
-    names = dict.fromkeys(name for found in models.values() for name in found.names)
+    names = dict.fromkeys(arm.name for found in models.values() for arm in planned(found))
     with canvas_of(names) as canvas:
         return {"forgetting.svg": from_report(figure(canvas, models))}
 
@@ -156,8 +187,13 @@ def main(folder: Path = FOLDER, *, print_only: bool = False) -> None:
     models = load_models(folder)
     for model, found in models.items():
         name = MODELS[model]
-        publish(knobs_table(found), PAGE, f"knobs of {name}", print_only=print_only)
+        arms = planned(found)
+        publish(knobs_table(found, arms), PAGE, f"knobs of {name}", print_only=print_only)
         publish(planned_table(folder / name), PAGE, f"tests of {name}", print_only=print_only)
+        others = [arm for arm in found.arms if arm not in arms]
+        if others:
+            publish(knobs_table(found, others), PAGE, f"explored of {name}", print_only=print_only)
+            publish(explored_table(found), PAGE, f"differences of {name}", print_only=print_only)
     if not print_only:
         write_pictures(pictures(models))
 

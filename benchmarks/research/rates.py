@@ -110,14 +110,15 @@ def beside_table(found: ScoredExperiment) -> str:
     first, *others = found.arms
     outcomes = [outcome for outcome in BESIDE if OUTCOMES[outcome].of_runs or found.tasks(outcome)]
     rows = [["", "learning rate", *(OUTCOMES[outcome].title for outcome in outcomes)]]
+    asked = [(outcome, None if OUTCOMES[outcome].of_runs else found.tasks(outcome)) for outcome in outcomes]
     methods = [method_of(name) for name in found.names]
     for arm in sorted(others, key=lambda arm: (methods.index(method_of(arm.name)), found.row(arm.name).rate)):
         rate = f"{found.row(arm.name).rate:g}"
-        rows.append([method_of(arm.name), rate, *_differences(found, first, arm, outcomes)])
+        rows.append([method_of(arm.name), rate, *differences(first, arm, asked)])
         left = {seed: run for seed, run in arm.runs.items() if seed not in blown_up(found, arm.name)}
         if 1 < len(left) < len(arm.runs):
             without = replace(arm, runs=left)
-            rows.append(["… without what blew up", rate, *_differences(found, first, without, outcomes)])
+            rows.append(["… without what blew up", rate, *differences(first, without, asked)])
     return markdown(rows)
 
 
@@ -131,16 +132,16 @@ def blown_up(found: ScoredExperiment, arm: str) -> set[int | None]:
     return seeds
 
 
-def _differences(found: ScoredExperiment, first: Arm, arm: Arm, outcomes: Sequence[str]) -> list[str]:
-    """A cell for each outcome; bold where the interval is without zero."""
+def differences(first: Arm, arm: Arm, asked: Sequence[tuple[str, str | None]]) -> list[str]:
+    """A cell for each outcome over some tasks; bold where the interval is without zero."""
     cells = []
-    for outcome in outcomes:
-        tasks = None if OUTCOMES[outcome].of_runs else found.tasks(outcome)
-        (contrast,) = compare_arms([first, arm], outcome=outcome, tasks=tasks).named
+    for name, tasks in asked:
+        (contrast,) = compare_arms([first, arm], outcome=name, tasks=tasks).named
         effect = contrast.effects[MACRO]
-        low, high = effect.interval
-        digits = OUTCOMES[outcome].fine
-        difference = f"{effect.difference:+.{digits}f}"
+        outcome = OUTCOMES[name]
+        low, high = (outcome.factor * end for end in effect.interval)
+        digits = outcome.fine
+        difference = f"{outcome.factor * effect.difference:+.{digits}f}"
         if low > 0 or high < 0:
             difference = f"**{difference}**"
         cells.append(f"{difference} ({low:.{digits}f} to {high:.{digits}f})".replace("-", "−"))

@@ -121,7 +121,8 @@ def test_the_table_of_knobs_has_shares_of_what_lora_gains_and_loses(tmp_path):
     by_hand = {}
     for arm in found.arms:
         by_hand[arm.name] = np.mean([gained(run.evaluation) - gained(found.base) for run in arm.runs.values()])
-    lines = {line.split(" | ")[0].removeprefix("| "): line for line in forgetting_page.knobs_table(found).splitlines()}
+    knobs = forgetting_page.knobs_table(found, found.arms)
+    lines = {line.split(" | ")[0].removeprefix("| "): line for line in knobs.splitlines()}
     for arm in kept:
         share = by_hand[arm] / by_hand["lora"]
         assert f"| {by_hand[arm]:.4f} ± " in lines[arm]
