@@ -8,7 +8,6 @@
 `benchmarks.research.forgetting`.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +19,13 @@ from markupsafe import Markup
 from benchmarks import DOCS
 from benchmarks.commands import command
 from benchmarks.research import forgetting
-from benchmarks.research.rates import differences, draw_mean, share_legend
+from benchmarks.research.rates import difference_cell, draw_mean, effect_of, share_legend
 from benchmarks.research.results import ScoredExperiment, load
 from benchmarks.svg import canvas_of, from_report, write_pictures
 from benchmarks.tables import markdown, publish
 from moslora.compare.arms import Arm, load_arms
 from moslora.compare.distribution import Floats
+from moslora.compare.statistics import LEVEL, holm
 from moslora.experiment.tables import mean_in_words
 from moslora.report.canvas import Canvas
 from moslora.report.figures.forgetting import change, draw_base
@@ -123,13 +123,26 @@ def _cell(values: Floats, of_lora: Floats, measure: Measure) -> str:
 
 
 def explored_table(found: ScoredExperiment) -> str:
-    """A row for each pair of `EXPLORED`: the differences of the second arm from the first."""
+    """A row for each pair of `EXPLORED`: the differences of the second arm from the first. Bold is a difference that is
+    shown after Holm's adjustment over the whole table."""
     arms = {arm.name: arm for arm in found.arms}
-    asked: list[tuple[str, str | None]] = [(measure.outcome, ",".join(measure.tasks)) for measure in COMPARED]
-    titles = (re.sub(" (gained|lost)", "", measure.title) for measure in COMPARED)
-    rows = [["arm", "against", *titles, "held-out loss"]]
+    asked: dict[str, tuple[str, str | None]] = {}
+    for measure in COMPARED:
+        title = measure.title.removesuffix(" gained").removesuffix(" lost")
+        asked[title] = (measure.outcome, ",".join(measure.tasks))
+    asked["held-out loss"] = ("validation_loss", None)
+    effects = {}
     for first, second in EXPLORED:
-        rows.append([second, first, *differences(arms[first], arms[second], [*asked, ("validation_loss", None)])])
+        for title, (outcome, tasks) in asked.items():
+            effects[second, first, title] = effect_of(arms[first], arms[second], outcome, tasks)
+    adjusted = dict(zip(effects, holm([effect.p for effect in effects.values()]), strict=True))
+    rows = [["arm", "against", *asked]]
+    for first, second in EXPLORED:
+        cells = []
+        for title, (outcome, _) in asked.items():
+            one = (second, first, title)
+            cells.append(difference_cell(effects[one], OUTCOMES[outcome], bold=adjusted[one] <= LEVEL))
+        rows.append([second, first, *cells])
     return markdown(rows)
 
 

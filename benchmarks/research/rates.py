@@ -27,11 +27,12 @@ from benchmarks.tables import markdown, publish
 from moslora.compare.arms import Arm
 from moslora.compare.comparison import compare_arms
 from moslora.compare.distribution import Floats
+from moslora.compare.statistics import Effect
 from moslora.experiment.tables import mean_in_words
 from moslora.report.canvas import Canvas, Style
 from moslora.report.figures.forgetting import FORGOTTEN, GAINED, change, draw_base
 from moslora.runs.intervals import mean_of
-from moslora.runs.outcomes import OUTCOMES
+from moslora.runs.outcomes import OUTCOMES, Outcome
 from moslora.runs.scores import MACRO
 
 FOLDER = DOCS / "experiments"
@@ -110,15 +111,14 @@ def beside_table(found: ScoredExperiment) -> str:
     first, *others = found.arms
     outcomes = [outcome for outcome in BESIDE if OUTCOMES[outcome].of_runs or found.tasks(outcome)]
     rows = [["", "learning rate", *(OUTCOMES[outcome].title for outcome in outcomes)]]
-    asked = [(outcome, None if OUTCOMES[outcome].of_runs else found.tasks(outcome)) for outcome in outcomes]
     methods = [method_of(name) for name in found.names]
     for arm in sorted(others, key=lambda arm: (methods.index(method_of(arm.name)), found.row(arm.name).rate)):
         rate = f"{found.row(arm.name).rate:g}"
-        rows.append([method_of(arm.name), rate, *differences(first, arm, asked)])
+        rows.append([method_of(arm.name), rate, *_differences(found, first, arm, outcomes)])
         left = {seed: run for seed, run in arm.runs.items() if seed not in blown_up(found, arm.name)}
         if 1 < len(left) < len(arm.runs):
             without = replace(arm, runs=left)
-            rows.append(["… without what blew up", rate, *differences(first, without, asked)])
+            rows.append(["… without what blew up", rate, *_differences(found, first, without, outcomes)])
     return markdown(rows)
 
 
@@ -132,20 +132,31 @@ def blown_up(found: ScoredExperiment, arm: str) -> set[int | None]:
     return seeds
 
 
-def differences(first: Arm, arm: Arm, asked: Sequence[tuple[str, str | None]]) -> list[str]:
-    """A cell for each outcome over some tasks; bold where the interval is without zero."""
+def _differences(found: ScoredExperiment, first: Arm, arm: Arm, outcomes: Sequence[str]) -> list[str]:
+    """A cell for each outcome; bold where the interval is without zero."""
     cells = []
-    for name, tasks in asked:
-        (contrast,) = compare_arms([first, arm], outcome=name, tasks=tasks).named
-        effect = contrast.effects[MACRO]
-        outcome = OUTCOMES[name]
-        low, high = (outcome.factor * end for end in effect.interval)
-        digits = outcome.fine
-        difference = f"{outcome.factor * effect.difference:+.{digits}f}"
-        if low > 0 or high < 0:
-            difference = f"**{difference}**"
-        cells.append(f"{difference} ({low:.{digits}f} to {high:.{digits}f})".replace("-", "−"))
+    for outcome in outcomes:
+        tasks = None if OUTCOMES[outcome].of_runs else found.tasks(outcome)
+        effect = effect_of(first, arm, outcome, tasks)
+        low, high = effect.interval
+        cells.append(difference_cell(effect, OUTCOMES[outcome], bold=low > 0 or high < 0))
     return cells
+
+
+def effect_of(first: Arm, arm: Arm, outcome: str, tasks: str | None) -> Effect:
+    """The macro average of an arm's differences from the first over some tasks; ``None`` for an outcome of runs."""
+    (contrast,) = compare_arms([first, arm], outcome=outcome, tasks=tasks).named
+    return contrast.effects[MACRO]
+
+
+def difference_cell(effect: Effect, outcome: Outcome, *, bold: bool) -> str:
+    """A difference with the interval of its comparison alone."""
+    low, high = (outcome.factor * end for end in effect.interval)
+    digits = outcome.fine
+    difference = f"{outcome.factor * effect.difference:+.{digits}f}"
+    if bold:
+        difference = f"**{difference}**"
+    return f"{difference} ({low:.{digits}f} to {high:.{digits}f})".replace("-", "−")
 
 
 def made_of(found: ScoredExperiment) -> str:
