@@ -73,7 +73,7 @@ MEASURES = (
 GAINED = MEASURES[0]
 FORGOTTEN = MEASURES[3]
 COMPARED = MEASURES[:5]
-"""Of the exploratory arms."""
+"""The measures in which `EXPLORED` are compared."""
 
 EXPLORED = (
     ("lora-0.8", "lora-half-0.8"),
@@ -83,7 +83,7 @@ EXPLORED = (
     ("lora", "moelora"),
     ("moelora", "lora-0.8"),
 )
-"""Arms that nobody planned to test, each after the one it is compared with."""
+"""Pairs of arms whose comparison was not planned, the second against the first."""
 
 
 def changes(found: ScoredExperiment, measure: Measure) -> dict[str, Floats]:

@@ -2,6 +2,7 @@
 
     python -m benchmarks.research.gates runs/article-second --arm moelora
     python -m benchmarks.research.gates runs/forgetting --arm moelora-0.8 --against lora-0.8 --limit 256
+        --without-gate obqa                 # how much hangs on one gate
 
 The folder is an experiment's, with its runs and the base's answers. Each run of the arm reads the passages under the
 gate of each task: some 7 minutes of one core for 256 passages of a run. What is done is kept in --work, and not done
@@ -18,25 +19,24 @@ import numpy as np
 
 from benchmarks import ROOT
 from benchmarks.commands import command
+from benchmarks.research.rates import difference_cell, effect_of
 from benchmarks.tables import machine, markdown
 from moslora.adapters.injection import task_names
 from moslora.base.load import load_tokenizer
 from moslora.compare.arms import Arm, all_runs, load_arms
-from moslora.compare.compared_run import ComparedRun
-from moslora.compare.comparison import compare_arms
-from moslora.compare.contrast import Contrast
+from moslora.compare.compared_run import ComparedRun, evaluations_of
+from moslora.compare.gains import shared_base
 from moslora.data.sources import load_examples
 from moslora.errors import UsageError
 from moslora.evaluation import Request
 from moslora.evaluation.evaluator import ModelWithQuestions
 from moslora.evaluation.model import Local, Pairs, Wait
 from moslora.experiment.tables import mean_in_words
-from moslora.recipe import Recipe
 from moslora.runs.adapted_model import load_adapted
 from moslora.runs.adapter_folder import open_adapter
 from moslora.runs.answers import TaskAnswers
 from moslora.runs.evaluation import Evaluation, read_evaluation
-from moslora.runs.scores import MACRO
+from moslora.runs.outcomes import OUTCOMES
 
 TEXTS = "passages"
 OUTCOME = "nats_per_byte"
@@ -62,7 +62,7 @@ def under_gates(run: ComparedRun, work: Path, limit: int | None) -> dict[str, Co
     if trained is None:
         raise UsageError(f"{run.path}: no run; name an experiment's folder, not its tables")
     folder = open_adapter(trained.result)
-    recipe: Recipe = folder.recipe
+    recipe = folder.recipe
     (task,) = [task for task in recipe.questions.tasks if task.name == TEXTS]
     passages = load_examples(task, "test", source=recipe.questions.source)
     request = Request.of(recipe).with_overrides({"limit": limit or recipe.evaluation.limit})
@@ -92,14 +92,15 @@ def _with_texts(run: ComparedRun, answers: TaskAnswers) -> ComparedRun:
     return replace(run, evaluation=replace(run.evaluation, tasks={TEXTS: answers}))
 
 
-def arms_by_gate(arm: Arm, work: Path, limit: int | None) -> dict[str, Arm]:
-    """Gate -> the arm under it; also under the mean of all gates, as texts are usually read, and the gates' average."""
+def arms_by_gate(arm: Arm, work: Path, limit: int | None, *, without: str) -> dict[str, Arm]:
+    """Gate -> the arm under it, but for the gate ``without``; also under the mean of all gates, as texts are usually
+    read, and the average over the gates."""
     by_seed: dict[Any, dict[str, ComparedRun]] = {}
     for seed, run in arm.runs.items():
         gated = under_gates(run, work, limit)
+        gated.pop(without, None)
         asked = next(iter(gated.values())).tasks[TEXTS].ids
-        mean = _with_texts(run, run.tasks[TEXTS].only(asked))
-        by_seed[seed] = {MEAN: mean, **gated, ON_AVERAGE: on_average(gated)}
+        by_seed[seed] = {MEAN: run.only({TEXTS: asked}), **gated, ON_AVERAGE: on_average(gated)}
     gates = next(iter(by_seed.values()))
     return {gate: Arm(gate, {seed: runs[gate] for seed, runs in by_seed.items()}) for gate in gates}
 
@@ -107,11 +108,6 @@ def arms_by_gate(arm: Arm, work: Path, limit: int | None) -> dict[str, Arm]:
 def nats(answers: TaskAnswers) -> float:
     """Nats per byte, mean over the passages."""
     return fmean(answers.outcomes[OUTCOME])
-
-
-def difference(against: Arm, arm: Arm) -> Contrast:
-    """The arm against another in nats per byte of the passages that both have read."""
-    return compare_arms([against, arm], outcome=OUTCOME, tasks=TEXTS).named[0]
 
 
 def table(arms: Mapping[str, Arm], base: Evaluation, against: Arm | None) -> str:
@@ -124,11 +120,9 @@ def table(arms: Mapping[str, Arm], base: Evaluation, against: Arm | None) -> str
         for run in arm.runs.values():
             answers = run.tasks[TEXTS]
             lost.append(nats(answers) - nats(base.tasks[TEXTS].only(answers.ids)))
-        row = [gate, mean_in_words(lost, digits=4)]
+        row = [gate, mean_in_words(lost, digits=OUTCOMES[OUTCOME].fine)]
         if against is not None:
-            effect = difference(against, arm).effects[MACRO]
-            low, high = effect.interval
-            row.append(f"{effect.difference:+.4f} ({low:.4f} to {high:.4f})")
+            row.append(difference_cell(effect_of(against, arm, OUTCOME, TEXTS), OUTCOMES[OUTCOME], bold=False))
         rows.append([cell.replace("-", "−") for cell in row])
     return markdown(rows)
 
@@ -139,14 +133,15 @@ def main(
     arm: str = "moelora",
     against: str = "",
     limit: int | None = None,
+    without_gate: str = "",
     work: Path = ROOT / "runs" / "benchmarks" / "gates",
 ) -> None:
     arms = {each.name: each for each in load_arms([folder])}
-    bases = [run.evaluation.base for run in all_runs([*arms.values()]) if run.evaluation.base is not None]
-    if not bases:
+    base = shared_base(evaluations_of(all_runs([*arms.values()])))
+    if base is None:
         raise UsageError(f"{folder}: the answers of the base are not there; moslora eval RUN --base")
-    by_gate = arms_by_gate(arms[arm], work, limit)
-    print(machine(), table(by_gate, bases[0], arms.get(against)), sep="\n\n")
+    by_gate = arms_by_gate(arms[arm], work, limit, without=without_gate)
+    print(machine(), table(by_gate, base, arms[against] if against else None), sep="\n\n")
 
 
 if __name__ == "__main__":
