@@ -61,9 +61,9 @@ def use_rows(model: PreTrainedModel) -> None:
     """
     if model.config._attn_implementation == ROWS:
         return
+    # An unusual type of layer may choose among tokens only where a row has thousands, which no short row shows.
     layer_types = getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ()
-    mixes_in_attention = {*layer_types} <= {"full_attention", "sliding_attention"} and not model._is_stateful
-    if not (mixes_in_attention and model._supports_attention_backend and model._supports_sdpa):
+    if not {*layer_types} <= {"full_attention", "sliding_attention"}:
         raise UsageError(f"model: {type(model).__name__} has its own kind of attention, which moslora cannot replace")
     model.set_attn_implementation(ROWS)
 
