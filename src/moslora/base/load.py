@@ -117,6 +117,7 @@ def _read_model(section: ModelSection, device: torch.device) -> PreTrainedModel:
             source,
             dtype=DTYPES[section.dtype],  # transformers 5 otherwise takes the checkpoint's
             use_safetensors=True,
+            use_kernels=False,  # transformers 5.25 would download compiled code from the hub, and run it
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # so that all are named below
             **placement,
@@ -132,8 +133,8 @@ def _read_model(section: ModelSection, device: torch.device) -> PreTrainedModel:
 def recompute_layers(model: PreTrainedModel) -> None:
     """Turn gradient checkpointing on, in its non-reentrant form: the reentrant form sees frozen inputs and drops our
     gradients."""
-    old = model.gradient_checkpointing_enable  # transformers 5.24 warns of this name, which is 5.17's only one
-    getattr(model, "activation_checkpointing_enable", old)({"use_reentrant": False})
+    renamed = getattr(model, "activation_checkpointing_enable", None)  # since transformers 5.24
+    (renamed or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def _refuse_unfit(name: str, info: Mapping[str, Any]) -> None:

@@ -115,11 +115,12 @@ def main() -> None:
 
 
 def _set_defaults_of_libraries() -> None:
-    """Set environment variables that torch and datasets read when they are loaded, unless the user has set them."""
+    """Set environment variables that the libraries read when they are loaded, unless the user has set them."""
     if launched():  # torch warns of a lost process with a stack of C++
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the old name; steps of many sizes leave gaps in a GPU's memory
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    os.environ.setdefault("USE_HUB_KERNELS", "NO")  # transformers would download compiled code, and run it
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # rows are read within seconds
     if "OMP_WAIT_POLICY" not in os.environ:  # torch's threads wait in a loop for milliseconds, on cores others need
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # turns; some 100 µs
