@@ -147,8 +147,7 @@ def _compare(model: PreTrainedModel, wanted: EngineChoice, *, rounded: bool = Fa
             return f"the output layer of {name} has a bias"
         if not 0 < float(stock.logits.float().norm()) < math.inf:
             raise MeaninglessLogits
-        attention = model.config._attn_implementation
-        before = use_own_modules(model)
+        restore = use_own_modules(model)
         pack_nothing(model)  # a pass is not worth a second copy of all weights
         model.eval()
         try:
@@ -159,10 +158,7 @@ def _compare(model: PreTrainedModel, wanted: EngineChoice, *, rounded: bool = Fa
             fault = first_line(error).removeprefix("model: ")
             return f"moslora cannot compute {name} over rows end to end ({fault})"
         finally:
-            for path, module in reversed(before.items()):
-                model.set_submodule(path, module)
-            if attention is not None:
-                model.set_attn_implementation(attention)
+            restore()
 
 
 def _difference(name: str, stock: Computed, ours: Computed, *, rounded: bool) -> str | None:

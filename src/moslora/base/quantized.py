@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from moslora.adapters import AdapterLinear
+from moslora.borrowed import borrowed
 from moslora.console import note_once
 from moslora.errors import UsageError, needing
 from moslora.recipe import ModelSection
@@ -111,8 +112,11 @@ class _Recomputed4bit(nn.Module):
 def multiplies_int8() -> bool:
     """Whether this processor's int8 products are exact. Without AVX-512 VNNI oneDNN adds two products in 16 bits, which
     may overflow and saturate."""
+    multiply = borrowed("torch._int_mm")
+    if multiply is None:
+        return False
     codes = torch.full((32, 64), 127, dtype=torch.int8)
-    return bool((torch._int_mm(codes, codes.T) == 64 * 127**2).all())
+    return bool((multiply(codes, codes.T) == 64 * 127**2).all())
 
 
 class _Product8bit(torch.autograd.Function):

@@ -13,15 +13,18 @@ computes the formula in groups of similar rows, which for rows of 100 tokens is 
 attention.
 """
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers import PreTrainedModel
 
+from moslora.borrowed import borrowed
 from moslora.errors import UsageError
 from moslora.kernels.plain import disabled_kernels
 from moslora.kernels.rows import Rows, send
@@ -58,14 +61,38 @@ def use_rows(model: PreTrainedModel) -> None:
 
     Raises:
         UsageError: the model has a kind of attention that cannot be replaced.
+        ImportError: transformers has no interface for other attention.
     """
-    if model.config._attn_implementation == ROWS:
+    if getattr(model, "moslora_rows", False):
         return
     # An unusual type of layer may choose among tokens only where a row has thousands, which no short row shows.
     layer_types = getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ()
     if not {*layer_types} <= {"full_attention", "sliding_attention"}:
         raise UsageError(f"model: {type(model).__name__} has its own kind of attention, which moslora cannot replace")
-    model.set_attn_implementation(ROWS)
+    _register()
+    with _hushed(logging.getLogger("transformers.modeling_utils")):  # it warns of a model whose attention stays
+        model.set_attn_implementation(ROWS)
+    model.moslora_rows = True  # type: ignore[assignment]
+
+
+@contextmanager
+def _hushed(logger: logging.Logger) -> Iterator[None]:
+    """Inside the block, drop what ``logger`` is given."""
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+@cache
+def _register() -> None:
+    """Register :func:`attend_in_rows` with transformers, with the masks of torch's fused attention."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(ROWS, attend_in_rows)
+    AttentionMaskInterface.register(ROWS, AttentionMaskInterface()["sdpa"])
 
 
 def as_rows(rows: Rows | RowsWithPast) -> dict[str, Any]:
@@ -111,14 +138,18 @@ def attend_in_rows(
     Raises:
         UsageError: the model's attention computes another formula.
     """
-    if rows is None:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, sliding_window=sliding_window, **others
-        )
     plain_scores = others.get("softcap") is None and others.get("s_aux") is None
     if not plain_scores or value.shape[-1] != query.shape[-1]:
         unusual = "caps its scores, has sinks, or has values of another size than its keys"
         raise UsageError(f"model: {type(module).__name__} {unusual}, which moslora does not support")
+    if rows is None:
+        from transformers import AttentionInterface
+
+        fused = AttentionInterface()["sdpa"]
+        out, _ = fused(
+            module, query, key, value, attention_mask, scaling=scaling, sliding_window=sliding_window, **others
+        )
+        return out, None
     # Not query[0], whose backward pass copies the gradient into a tensor of zeros; that of squeeze is a view.
     q, k, v = (x.squeeze(0) for x in (query, key, value))
     if isinstance(rows, Rows):
@@ -160,10 +191,6 @@ def plain_attention(
     return torch.cat(outputs, 1).transpose(0, 1).to(query.dtype)
 
 
-AttentionInterface.register(ROWS, attend_in_rows)
-AttentionMaskInterface.register(ROWS, sdpa_mask)
-
-
 def _unpadded(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scaling: float, window: int | None) -> Tensor:
     """Attention of rows by torch's flash attention; shapes as in :func:`attend`.
 
@@ -191,7 +218,7 @@ class _Flash(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, of_rows: tuple[Any, ...], options: dict[str, Any]) -> Tensor:
         ctx.of_rows = of_rows
         ctx.options = options | {"window_size_right": 0}
-        compute = torch.ops.aten._flash_attention_forward
+        compute = borrowed("torch.ops.aten._flash_attention_forward")
         out, log_sums, state, unused, _ = compute(q, k, v, *of_rows, False, **ctx.options)
         ctx.save_for_backward(q, k, v, out, log_sums, state, unused)
         return out
@@ -199,7 +226,7 @@ class _Flash(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         *tensors, state, unused = ctx.saved_tensors
-        compute = torch.ops.aten._flash_attention_backward
+        compute = borrowed("torch.ops.aten._flash_attention_backward")
         return *compute(gradient, *tensors, *ctx.of_rows, state, unused, **ctx.options), None, None
 
 
@@ -208,6 +235,7 @@ def _padded(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scaling: floa
     in :func:`attend`."""
     heads, _, size = query.shape
     query_entries, key_entries, value_entries = (_entries(x, 1) for x in (query, key, value))
+    flash = borrowed("torch.ops.aten._scaled_dot_product_flash_attention")
     outputs = []
     for group in rows.groups():
         # (n · length, heads · size)
@@ -216,8 +244,8 @@ def _padded(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scaling: floa
         q, k, v = (_repeated(x, heads).transpose(1, 2) for x in (q, k, v))  # only flash attention shares keys
         if group.past or (window is not None and window < group.longest):
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=group.seen(window).unsqueeze(1), scale=scaling)
-        elif q.is_meta:  # stands for a GPU, to measure memory; there torch would write the formula out
-            out = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, is_causal=True, scale=scaling)[0]
+        elif q.is_meta and flash is not None:  # stands for a GPU; there torch would write the formula out
+            out = flash(q, k, v, is_causal=True, scale=scaling)[0]
         else:
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
         outputs.append(group.back(out.transpose(1, 2).flatten(2).flatten(0, 1)))
@@ -277,12 +305,21 @@ class _Grouped(torch.autograd.Function):
             g = group.batch(d_out, zero_padding=True).view(by_key)
             group.back_with_past((weight.transpose(1, 2) @ g).view(-1, size), d_v)
             d_weight = g @ group.with_past(v).view(by_key).transpose(1, 2)
-            d_scores = torch._softmax_backward_data(d_weight, weight, -1, weight.dtype)
+            d_scores = _softmax_backward(d_weight, weight)
             group.back((d_scores @ group.with_past(k).view(by_key)).view(-1, q.shape[1]), d_q)
             group.back_with_past((d_scores.transpose(1, 2) @ group.batch(q).view(by_key)).view(-1, size), d_k)
         d_q.mul_(ctx.scaling)
         as_heads = (x.view(len(x) // ctx.key_heads, -1, size).transpose(0, 1) for x in (d_q, d_k, d_v))
         return *as_heads, None, None, None
+
+
+def _softmax_backward(gradient: Tensor, weight: Tensor) -> Tensor:
+    """dS = P ∘ (dP − Σ_j P ∘ dP) of P ``weight`` and dP ``gradient``, all of one shape."""
+    fused = borrowed("torch._softmax_backward_data")
+    if fused is not None:
+        d_scores: Tensor = fused(gradient, weight, -1, weight.dtype)
+        return d_scores
+    return (gradient - (weight * gradient).sum(-1, keepdim=True)).mul_(weight)
 
 
 def _entries(x: Tensor, key_heads: int) -> Tensor:

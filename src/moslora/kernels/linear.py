@@ -9,6 +9,7 @@ emulates these products one entry at a time. There a product multiplies float32 
 times as fast.
 """
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,7 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from moslora.borrowed import borrowed
 from moslora.kernels.plain import disabled_kernels
+
+PACK = "torch.ops.mkldnn._reorder_linear_weight"
+MULTIPLY = "torch.ops.mkldnn._linear_pointwise"
 
 PACKED = "oneDNN, packed"
 IN_FLOAT32 = "torch, in float32"
@@ -40,14 +45,24 @@ def kernel(device: torch.device, dtype: torch.dtype) -> str:
     """Name of the kernel that computes a frozen linear layer."""
     if device.type != "cpu" or "linear" in disabled_kernels():
         return "torch"
-    if torch.backends.mkldnn.is_available():
-        if dtype == torch.float32:
-            return PACKED
-        if dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
-            return PACKED
+    if dtype in (torch.float32, torch.bfloat16) and _multiplies_packed(dtype):
+        return PACKED
     if dtype in (torch.bfloat16, torch.float16):
         return IN_FLOAT32
     return "torch"
+
+
+@cache
+def _multiplies_packed(dtype: torch.dtype) -> bool:
+    """Whether oneDNN multiplies by packed weights of ``dtype`` on this processor, found by trying."""
+    if borrowed(PACK) is None or borrowed(MULTIPLY) is None:
+        return False
+    x, weight = torch.ones((2, 2, 8), dtype=dtype, device="cpu")
+    try:
+        y = borrowed(MULTIPLY)(x, borrowed(PACK)(weight, len(x)), None, "none", [], "")
+    except (RuntimeError, TypeError, NotImplementedError):  # no such processor; other arguments; no oneDNN
+        return False
+    return bool((y == 8).all())
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, packed: Tensor | None = None) -> Tensor:
@@ -59,7 +74,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, packed: Te
     if by == PACKED:
         if packed is None:
             packed = weight
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+        y: Tensor = borrowed(MULTIPLY)(x, packed, bias, "none", [], "")
         return y
     if by == "torch" or x.numel() < CONVERTED_FROM * x.shape[-1]:
         return F.linear(x, weight, bias)
@@ -149,13 +164,14 @@ _copies = WeakTensorKeyDictionary()
 
 def _packed(weight: Tensor) -> Tensor:
     """Packed copy of ``weight (out_features, in_features)``, packed again if the weight has changed."""
-    state = (weight._version, weight.data_ptr())
+    version = borrowed("torch.Tensor._version")
+    state = (version and version.__get__(weight), weight.data_ptr())
     entries = weight.detach().reshape(-1)
     sample = entries[:: len(entries) // SAMPLED + 1]
     before, sampled, packed = _copies.get(weight, (None, None, None))
     if before != state or not sample.equal(sampled):
         # The number of tokens is only a hint.
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), 1024)
+        packed = borrowed(PACK)(weight.detach(), 1024)
         _copies[weight] = state, sample.clone(), packed
     assert packed is not None
     return packed

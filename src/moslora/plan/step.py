@@ -169,15 +169,15 @@ class _Live(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function == torch.ops.aten.poisson.default:  # how many entries a CPU drops; here as many as on average
             return args[0]
-        if function == torch.ops.aten._local_scalar_dense.default and args[0].is_meta and args[0].dtype == torch.bool:
+        if function.name() == "aten::_local_scalar_dense" and args[0].is_meta and args[0].dtype == torch.bool:
             return True  # transformers asks whether all rows are whole
         kwargs = kwargs or {}
         made = function(*args, **kwargs)
-        existing = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
+        existing = {id(tensor.untyped_storage()) for tensor in _tensors((args, kwargs))}
         for tensor in _tensors(made):
-            storage = tensor.untyped_storage()
-            if storage._cdata not in existing:
-                existing.add(storage._cdata)
+            storage = tensor.untyped_storage()  # one object for all tensors that share it
+            if id(storage) not in existing:
+                existing.add(id(storage))
                 weakref.finalize(storage, self._count, -storage.nbytes())
                 self._count(storage.nbytes())
         return made

@@ -18,6 +18,7 @@ from typing import Any, cast
 import torch
 from accelerate.utils import parse_flag_from_env
 
+from moslora.borrowed import borrowed
 from moslora.console import note, say
 from moslora.errors import MosloraError, first_line
 from moslora.process_rank import local_rank
@@ -193,6 +194,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 @cache
 def has_flash_attention(device: torch.device) -> bool:
     """Whether torch has flash attention for the device: NVIDIA GPUs from Ampere on, and meta, which stands for them."""
+    names = ("torch.ops.aten._flash_attention_forward", "torch.ops.aten._flash_attention_backward")
+    if any(borrowed(name) is None for name in names):
+        return False
     built = torch.version.hip is None and torch.backends.cuda.is_flash_attention_available()
     return device.type == "meta" or (built and multiplies_bfloat16(device))
 

@@ -26,8 +26,8 @@ import psutil
 import torch
 import torch.distributed as dist
 from accelerate.utils import check_cuda_p2p_ib_support
-from torch.distributed.distributed_c10d import _get_default_group, _get_default_store
 
+from moslora.borrowed import borrowed
 from moslora.console import say
 from moslora.errors import Interrupted, MosloraError, UsageError, capped, counted, first_line
 from moslora.process_rank import launched, local_rank, local_world_size, master_address, rank, world_size
@@ -159,8 +159,9 @@ def shorten_waits() -> None:
 
     The timeout of messages between hosts, by gloo, does not change.
     """
-    if dist.is_initialized() and gpus():
-        _get_default_group()._get_backend(device())._set_default_timeout(TRAINING_TIMEOUT)
+    backend_of = borrowed("torch.distributed.ProcessGroup._get_backend")
+    if dist.is_initialized() and gpus() and backend_of is not None:
+        backend_of(dist.group.WORLD, device()).set_timeout(TRAINING_TIMEOUT)
 
 
 def rank_in_group() -> int:
@@ -222,11 +223,12 @@ def _is_reported(error: Exception) -> bool:
     If this process ended earlier, the launcher would stop the process that is still printing, or would not learn that a
     process had been killed.
     """
-    if not dist.is_initialized():
+    store = _store()
+    if store is None:
         time.sleep(REPORT.total_seconds())
         return False
     try:
-        _get_default_store().wait([_REPORTED], REPORT)
+        store.wait([_REPORTED], REPORT)
         return True
     except RuntimeError:
         return isinstance(error, Shared) or not _is_first(_UNREPORTED)  # rank 0, which reports that, may have ended
@@ -237,10 +239,11 @@ def _is_first(key: str) -> bool:
 
     Each process is the first without a group, and after rank 0 has ended, with which the group's store ends.
     """
-    if not dist.is_initialized():
+    store = _store()
+    if store is None:
         return True
     try:
-        return _get_default_store().add(key, 1) == 1
+        return bool(store.add(key, 1) == 1)
     except RuntimeError:
         return True
 
@@ -250,9 +253,18 @@ def _report(text: str, *, exit_code: int) -> None:
     label = "" if exit_code in STOPPED else "error: "
     prefix = label + _process_prefix(rank(), socket.gethostname())
     print("\n".join(prefix + line for line in text.splitlines()), file=sys.stderr, flush=True)
-    if dist.is_initialized():
+    store = _store()
+    if store is not None:
         with suppress(RuntimeError):
-            _get_default_store().set(_REPORTED, "")
+            store.set(_REPORTED, "")
+
+
+def _store() -> Any:
+    """Return the group's store of keys and values; ``None`` without a group."""
+    default_store = borrowed("torch.distributed.distributed_c10d._get_default_store")
+    if default_store is None or not dist.is_initialized():
+        return None
+    return default_store()
 
 
 def _form_group(**report: Any) -> list[dict[str, Any]]:

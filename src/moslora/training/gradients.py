@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from moslora.borrowed import borrowed
+
 
 class GradientSum:
     """Sum g ← Σ g over the processes, for the gradients g of all ``learned`` parameters, once a step.
@@ -76,9 +78,19 @@ class _Bucket:
 
     def send(self) -> Any:
         """Start to add the gradients up over the processes."""
-        torch._foreach_copy_(self._places, self._gradients)
+        _copy(self._gradients, self._places)
         return dist.all_reduce(self._buffer, async_op=True)
 
     def receive(self) -> None:
         """Copy the sums into the gradients, once the exchange has ended."""
-        torch._foreach_copy_(self._gradients, self._places)
+        _copy(self._places, self._gradients)
+
+
+def _copy(sources: Sequence[Tensor], places: Sequence[Tensor]) -> None:
+    """Copy each of the ``sources`` into its place, together where torch can."""
+    together = borrowed("torch._foreach_copy_")
+    if together is not None:
+        together(places, sources)
+        return
+    for source, place in zip(sources, places, strict=True):
+        place.copy_(source)
