@@ -57,13 +57,29 @@ def delete(name: str, replace=setattr) -> None:
         if module.name != "moslora.__main__":
             with suppress(ImportError):  # of Triton, or vLLM
                 importlib.import_module(module.name)
-    for key, module in [*sys.modules.items()]:
-        if key.startswith("moslora.") and key != "moslora.borrowed":
-            for value in vars(module).values():
-                if hasattr(value, "cache_clear"):
-                    value.cache_clear()
-            if getattr(module, "borrowed", None) is borrowed:
-                replace(module, "borrowed", lambda asked: None if asked == name else borrowed(asked))
+    for module in modules():
+        if getattr(module, "borrowed", None) is borrowed and module.__name__ != "moslora.borrowed":
+            replace(module, "borrowed", lambda asked: None if asked == name else borrowed(asked))
+    forget()
+
+
+def forget() -> None:
+    """Empty the caches, which hold what was decided with or without a name."""
+    for module in modules():
+        for value in vars(module).values():
+            if hasattr(value, "cache_clear"):
+                value.cache_clear()
+
+
+def modules():
+    return [module for name, module in [*sys.modules.items()] if name.startswith("moslora.")]
+
+
+@pytest.fixture
+def deleted(monkeypatch):
+    yield lambda name: delete(name, monkeypatch.setattr)
+    monkeypatch.undo()
+    forget()
 
 
 def numbers(world, out, capsys, *overrides, lost=None):
@@ -106,7 +122,7 @@ def complete(world, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", WITHOUT)
-def test_commands_compute_the_same_without_a_borrowed_name(name, world, complete, tmp_path, capsys, monkeypatch):
+def test_commands_compute_the_same_without_a_borrowed_name(name, world, complete, deleted, tmp_path, capsys):
     overrides = ["adapter.dropout=0"]
     rtol = 1e-3
     if name == "torch._int_mm":
@@ -114,7 +130,7 @@ def test_commands_compute_the_same_without_a_borrowed_name(name, world, complete
         rtol = 5e-2  # its inputs are rounded to 8 bits
     expected = complete(capsys, *overrides)
     if name not in OF_A_GROUP:
-        delete(name, monkeypatch.setattr)
+        deleted(name)
     found = numbers(world, tmp_path, capsys, *overrides, lost=name)
     assert found.keys() == expected.keys()
     for key, value in found.items():

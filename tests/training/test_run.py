@@ -91,8 +91,9 @@ def largest_difference(one, other):
 
 @pytest.mark.slow
 def test_gradients_are_independent_of_micro_batches(recipe, world, tmp_path):
-    """1 × 16, 4 × 4, and two processes × 8 over gloo, dropout 0, in float64, for every method. A sharded base, with or
-    without checkpointing, gives the bits of a whole one, although the processes have other passes."""
+    """1 × 16, 4 × 4 (1e-9), and two processes × 8 over gloo, which send float32 (1e-6); dropout 0, in float64, for
+    every method. A sharded base, with or without checkpointing, gives the bits of a whole one, although the processes
+    have other passes."""
     whole = {}
     for method, overrides in METHODS.items():
         plain = recipe("adapter.dropout=0", *overrides)
@@ -122,7 +123,7 @@ def test_gradients_are_independent_of_micro_batches(recipe, world, tmp_path):
     in_processes(script)
     for method, rank in product(METHODS, range(2)):
         shared = load_file(tmp_path / f"{method}-{rank}.safetensors")
-        assert largest_difference(whole[method], shared) < 1e-9, method
+        assert largest_difference(whole[method], shared) < 1e-6, method
 
 
 @pytest.mark.parametrize("top_k", ["2", "null"])
