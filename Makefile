@@ -15,7 +15,9 @@
 #   make bench         training against PEFT, evaluation against lm-eval: the tables of docs/speed.md
 #   make soak          kill commands at each of their writes; try faulty servers, and more random input, damages and models, for more than an hour
 #   make test-processors    the tests as on processors with fewer instructions, three times
-#   make test-lowest, make test-newest    the core of the tests with the oldest packages that are allowed, and the newest
+#   make test-lowest, make test-newest, make test-pre    the core of the tests with the oldest packages that are allowed,
+#                      the newest, and the newest with their pre-releases
+#   make constraints   write constraints.txt, the versions that make setup and make quickstart install
 #   make serving       build llama.cpp, install vLLM for CPUs, and verify their servers: the tables of docs/serving.md
 #   make latency       time answers and writing with every kind of adapter: a table of docs/argument.md
 #
@@ -25,8 +27,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install -c constraints.txt -e
 
-.PHONY: quickstart test test-fast test-processors test-lowest test-newest proof results pictures setup lint docs dist methods latency bench serving soak
+.PHONY: quickstart test test-fast test-processors test-lowest test-newest test-pre constraints proof results pictures setup lint docs dist methods latency bench serving soak
 
 quickstart: $(VENV)/installed
 	$(BIN)/moslora quickstart
@@ -46,7 +49,7 @@ test-processors: $(VENV)/installed-dev
 # What loads, trains, scores and merges; the rest does not depend on the packages' versions.
 CORE := tests/adapters tests/base tests/kernels tests/convert tests/evaluation tests/training tests/repository/test_private_names.py
 
-test-lowest test-newest: test-%: .venv-%/installed
+test-lowest test-newest test-pre: test-%: .venv-%/installed
 	OMP_NUM_THREADS=1 .venv-$*/bin/pytest -n 2 --dist worksteal $(CORE)
 
 .venv-lowest/installed: pyproject.toml
@@ -55,9 +58,27 @@ test-lowest test-newest: test-%: .venv-%/installed
 		'torch==2.11.*' 'transformers==5.17.*' 'accelerate==1.15.*' 'peft==0.21.*'
 	@touch $@
 
-.venv-newest/installed: pyproject.toml
-	$(PYTHON) -m venv .venv-newest
-	.venv-newest/bin/python -m pip --disable-pip-version-check install --upgrade --upgrade-strategy eager -e '.[dev]'
+.venv-newest/installed .venv-pre/installed: .venv-%/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip --disable-pip-version-check install --upgrade --upgrade-strategy eager -e '.[dev]' \
+		$(if $(filter pre,$*),--pre)
+	@touch $@
+
+# The newest version that was tested of what is not raised with the rest. make constraints HELD=torch raises it, too.
+HELD := torch==2.13.0
+
+# From the registry's metadata alone: nothing is installed. Left out is what torch brings for GPUs: each of its builds names
+# other versions.
+constraints: .venv-uv/installed
+	echo '$(HELD)' | .venv-uv/bin/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade \
+		--no-annotate --no-header --quiet --constraints - --output-file constraints.txt.new
+	echo '# What the tests are run with, on Python 3.11 to 3.14, Linux and macOS. Written by: make constraints' > constraints.txt
+	grep -vE '^(cuda|nvidia|triton)' constraints.txt.new >> constraints.txt
+	rm constraints.txt.new
+
+.venv-uv/installed:
+	$(PYTHON) -m venv .venv-uv
+	.venv-uv/bin/python -m pip --disable-pip-version-check install uv
 	@touch $@
 
 proof: $(VENV)/installed-plots
@@ -140,20 +161,20 @@ soak: $(VENV)/installed-dev
 latency: $(VENV)/installed
 	$(BIN)/python -m benchmarks.speed.latency
 
-# Stamps: dependencies are installed again only when pyproject.toml has changed.
-$(VENV)/installed: pyproject.toml | $(VENV)/pyvenv.cfg
+# Stamps: dependencies are installed again only when pyproject.toml or constraints.txt has changed.
+$(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
 	@echo "Installing moslora and its dependencies into $(VENV); torch is large, so this takes some minutes the first time"
-	$(PIP) install -e .
+	$(INSTALL) .
 	@touch $@
 
-$(VENV)/installed-dev: pyproject.toml | $(VENV)/pyvenv.cfg
+$(VENV)/installed-dev: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
 	@echo "Installing moslora with its development tools into $(VENV); torch is large, so this takes some minutes the first time"
-	$(PIP) install -e '.[dev]'
+	$(INSTALL) '.[dev]'
 	@touch $(VENV)/installed $@
 
-$(VENV)/installed-plots: pyproject.toml | $(VENV)/pyvenv.cfg
+$(VENV)/installed-plots: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
 	@echo "Installing moslora with matplotlib into $(VENV); torch is large, so this takes some minutes the first time"
-	$(PIP) install -e '.[plots]'
+	$(INSTALL) '.[plots]'
 	@touch $(VENV)/installed $@
 
 $(VENV)/pyvenv.cfg:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import moslora
 
@@ -96,3 +98,18 @@ def test_one_version_everywhere():
     first = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
     assert first and first[1] == moslora.__version__
     assert parsed("CITATION.cff")["version"] == moslora.__version__
+
+
+def test_pinned_versions_are_within_the_ranges_of_the_package():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()[1:]
+    pins = [Requirement(line) for line in lines]
+    assert not any(re.search(r"\+|^nvidia|^cuda|^triton", line) for line in lines), "for any build of torch"
+    for line in project["dependencies"] + project["optional-dependencies"]["dev"]:
+        needed = Requirement(line)
+        versions = [
+            next(iter(pin.specifier)).version
+            for pin in pins
+            if canonicalize_name(pin.name) == canonicalize_name(needed.name)
+        ]
+        assert versions and all(needed.specifier.contains(version) for version in versions), line
