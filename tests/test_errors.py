@@ -20,16 +20,17 @@ def test_faults_are_capped_with_a_count(count, last):
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "said", "command"),
     [
-        (ModuleNotFoundError("No module named 'peft'", name="peft"), "x: peft is not installed; "),
+        (ModuleNotFoundError("No module named 'peft'", name="peft"), "x: peft is not installed; ", "install peft"),
         (
             ImportError("cannot import name 'a' from 'b'", name="b"),
             "x: peft cannot be imported (cannot import name 'a'",
+            "install --force-reinstall peft",
         ),
     ],
 )
-def test_missing_and_broken_packages_have_different_messages(error, said):
+def test_missing_and_broken_packages_have_different_messages(error, said, command):
     with pytest.raises(UsageError) as told, needing("peft", "x"):
         raise error
-    assert str(told.value).startswith(said) and str(told.value).endswith("-m pip install peft")
+    assert str(told.value).startswith(said) and str(told.value).endswith(f"-m pip {command}")

@@ -111,8 +111,12 @@ def needing(package: str, what: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        fault = "is not installed" if error.name == package else f"cannot be imported ({first_line(error)})"
-        command = f"{shlex.quote(sys.executable)} -m pip install {shlex.quote(package)}"
+        fault = "is not installed"
+        options = []
+        if error.name != package:
+            fault = f"cannot be imported ({first_line(error)})"
+            options = ["--force-reinstall"]
+        command = shlex.join([sys.executable, "-m", "pip", "install", *options, package])
         raise UsageError(f"{what}: {package} {fault}; {command}") from None
 
 

@@ -23,6 +23,7 @@ COMMANDS = {
     "data audit": "data audit obqa --source {world}/data --model {world}/model",
     "data fetch": "data fetch --tasks boolq --source {world}/data",
     "data show": "data show obqa --source {world}/data --model {world}/model",
+    "env": "env",
     "eval": "eval runs/größe --limit 4",
     "eval --base": "eval runs/größe --limit 4 --base",
     "experiment": "experiment",

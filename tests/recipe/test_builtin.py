@@ -97,9 +97,11 @@ def test_llama3_8b_released_takes_back_what_a_recipe_can():
     assert recipe.data.validation_rows == 120 and plain.training.result == "last"
 
 
-def test_wheel_contains_the_recipes():
+def test_wheel_contains_the_recipes_and_the_tested_versions():
     config = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    assert config["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"] == {"recipes": "moslora/recipes"}
+    assert config["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"] == {
+        name: f"moslora/{name}" for name in ("constraints.txt", "recipes")
+    }
 
 
 def test_quickstart_recipe_extends_the_model_recipe():

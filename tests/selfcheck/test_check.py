@@ -158,6 +158,15 @@ def test_a_width_that_is_refused_says_why(monkeypatch, capsys):
     assert says(out, "product, NF4 in float32", "48 inputs", "multiple of 64", "model.quantization=null")
 
 
+def test_a_check_begins_with_the_environment(monkeypatch, capsys):
+    only(monkeypatch, "norm")
+    _, environment, _ = run(capsys, "env")
+    _, out, _ = run(capsys, "check")
+    assert out.startswith(environment)
+    found = json.loads(run(capsys, "check", "--json")[1])["environment"]
+    assert "".join(f"{name}: {value}\n" for name, value in found.items()) == environment
+
+
 def test_too_little_memory_is_no_fault_of_a_piece(monkeypatch, capsys):
     attention_fails(monkeypatch, "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
     only(monkeypatch, "norm", "attention")

@@ -4,7 +4,6 @@ import json
 import os
 import platform
 import shutil
-import subprocess
 from importlib.metadata import version
 
 import pytest
@@ -16,8 +15,7 @@ from moslora.base.identity import fingerprint
 from moslora.recipe import load_recipe
 from moslora.runs.manifest import read_manifest
 from moslora.runs.run import Run
-from moslora.training import run_card, train_recipe
-from moslora.training.run_card import git_state
+from moslora.training import train_recipe
 from training_kit import cut_after
 
 
@@ -57,25 +55,3 @@ def test_two_processes_add_to_one_card(tmp_path):
     both = [python("-c", program, tmp_path, name, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}) for name in "ab"]
     assert [process.wait() for process in both] == [0, 0]
     assert len(Run(tmp_path).facts["made"]) == 80 and Run(tmp_path).facts["kept"] == 1
-
-
-def test_commit_is_recorded_only_in_a_checkout(tmp_path, monkeypatch):
-    def git(*arguments):
-        own = ["-c", "user.name=x", "-c", "user.email=x@x"]
-        asked = subprocess.run(["git", "-C", tmp_path, *own, *arguments], check=True, capture_output=True, text=True)  # type: ignore[list-item]
-        return asked.stdout.strip()
-
-    package = tmp_path / "src" / "moslora"
-    package.mkdir(parents=True)
-    (package / "__init__.py").touch()
-    monkeypatch.setattr(run_card, "PACKAGE", package)
-    assert git_state() is None
-    git("init", "-q")
-    git("commit", "-q", "--allow-empty", "-m", "x")
-    assert git_state() is None  # as in the environment of another checkout
-    git("add", ".")
-    git("commit", "-q", "-m", "x")
-    assert git_state() == {"commit": git("rev-parse", "HEAD"), "dirty": False}
-    (package / "new.py").touch()
-    (tmp_path / "notes.md").touch()
-    assert git_state() == {"commit": git("rev-parse", "HEAD"), "dirty": True}

@@ -16,6 +16,7 @@ from moslora.files import disk_fault
 from moslora.process_rank import is_main_process
 from moslora.processes.devices import is_out_of_memory
 from moslora.recipe import ModelSection
+from moslora.versions import import_fault
 
 
 class UnsupportedModel(UsageError):
@@ -76,8 +77,10 @@ def _explained(error: Exception, report: str, *, name: str, what: str) -> Except
     quoted = re.search(r"^(?:\w+\.)*\w+(?:Error|Exception): .+", report, re.MULTILINE)
     if quoted:
         reason = quoted[0]
-    return disk_fault(error, folder) or MosloraError(
-        f"model.name = {name}: its {what} cannot be loaded: {reason}; fix it, or choose another model"
+    return (
+        disk_fault(error, folder)
+        or import_fault(error)
+        or MosloraError(f"model.name = {name}: its {what} cannot be loaded: {reason}; fix it, or choose another model")
     )
 
 

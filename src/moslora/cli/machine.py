@@ -1,4 +1,4 @@
-"""The commands that try a machine: ``check`` and ``quickstart``."""
+"""The commands that describe and try a machine: ``env``, ``check`` and ``quickstart``."""
 
 import sys
 from contextlib import redirect_stdout
@@ -14,6 +14,27 @@ from moslora.files import refuse_used
 from moslora.runs import RUNS
 
 app = typer.Typer()
+
+
+@app.command()
+def env() -> None:
+    """Print what a report of a fault needs.
+
+    These are the versions, the device and the threads. A version that moslora was not tested with is followed by those
+    that were.
+    """
+    _print_environment()
+
+
+def _print_environment() -> dict[str, str]:
+    """Print what the results of this machine depend on, each line as soon as it is there; return it by name."""
+    from moslora.processes.environment import environment
+
+    values = {}
+    for name, value in environment():
+        say(f"{name}: {value}")
+        values[name] = value
+    return values
 
 
 @app.command(epilog=examples.CHECK)
@@ -41,6 +62,8 @@ def check(
     model = None
     if target is not None:
         recipe, model = early.recipe_or_model(target, overrides or ())
+    with redirect_stdout(sys.stderr if as_json else sys.stdout):
+        environment = _print_environment()
     with options.importing():
         from moslora.processes.devices import device, say_device
         from moslora.selfcheck.check import check as check_device
@@ -59,7 +82,7 @@ def check(
     said = said_of(off) if off else [f"all {count} comparisons are within their tolerances"]
     below = [*not_compared(findings), *said]
     if as_json:
-        print(to_json(findings, step=step, said=below))
+        print(to_json(findings, environment=environment, step=step, said=below))
     else:
         print_table([TITLES, *(finding.row for finding in findings)], below=below)
     if off:

@@ -23,6 +23,7 @@ from moslora.kernels.plain import disabled_kernels
 from moslora.process_rank import launched
 from moslora.processes.launch import STOPPED, adopt_slurm, end_with_launcher
 from moslora.version import __version__
+from moslora.versions import import_fault
 
 
 class Commands(TyperGroup):
@@ -104,7 +105,7 @@ def main() -> None:
             disabled_kernels()  # refuses unknown names of kernels
             app(prog_name="moslora")  # also for `python -m moslora`
     except Exception as error:
-        fault = error if isinstance(error, MosloraError) else disk_fault(error)
+        fault = error if isinstance(error, MosloraError) else disk_fault(error) or import_fault(error)
         _end_other_processes(fault or error)
         if fault is None:
             raise  # a bug: show the traceback

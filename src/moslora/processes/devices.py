@@ -22,6 +22,7 @@ from moslora.borrowed import borrowed
 from moslora.console import note, say
 from moslora.errors import MosloraError, first_line
 from moslora.process_rank import local_rank
+from moslora.versions import untested
 
 GPU = "cuda"
 """Torch's name for GPUs of NVIDIA and AMD, the only devices besides the CPU."""
@@ -51,7 +52,11 @@ def device() -> torch.device:
 
 @cache
 def say_device(kind: str) -> None:
-    """Print, once per process, which device of this ``kind`` computes, and a note about an unused or untested GPU."""
+    """Print, once per process, which device of this ``kind`` computes, and a note about an unused or untested GPU or an
+    untested package."""
+    remark = untested()
+    if remark:
+        note(remark)
     if kind != "cpu":
         say(f"device: {device_name(device())}")
         if torch.version.hip:

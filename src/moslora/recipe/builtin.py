@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from moslora.errors import UsageError, did_you_mean, near_words
+from moslora.version import carried
 
 EXPERIMENTS = "experiments/"
 """Folder of the built-in experiments, which are not recipes."""
@@ -74,9 +75,7 @@ def list_recipes(kind: str = "recipe") -> list[tuple[str, str]]:
 
 def _builtin(kind: str) -> dict[str, Path]:
     """Map the names of built-in recipes, or of experiments, to their files."""
-    package = Path(__file__).parents[1]
-    # In a wheel the recipes are inside the package; in a clone they are next to src/.
-    root = next(folder for folder in (package / "recipes", package.parents[1] / "recipes") if folder.is_dir())
+    root = carried("recipes")
     if kind == "experiment":
         root /= EXPERIMENTS
     names = {path.relative_to(root).with_suffix("").as_posix(): path for path in root.rglob("*.yaml")}

@@ -3,12 +3,11 @@
 The step of a recipe is measured in memory and time, and compared with the plan's estimate.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 
 import pydantic_core
 import torch
-import transformers
 from accelerate import Accelerator
 
 from moslora.base.engine_choice import choose_engine
@@ -31,7 +30,6 @@ from moslora.selfcheck.steps import SMALL_LLAMA, whole_pieces
 from moslora.training.loop import rehearse
 from moslora.training.prepare import gather_inputs, prepare
 from moslora.training.tracking import peak_memory_gb
-from moslora.version import __version__
 
 SIZES = {
     "hidden_size": 1_024,
@@ -84,11 +82,14 @@ def not_compared(findings: Iterable[Finding]) -> list[str]:
     return lines
 
 
-def to_json(findings: Sequence[Finding], *, step: list[list[str]] | None, said: Sequence[str]) -> str:
+def to_json(
+    findings: Sequence[Finding], *, environment: Mapping[str, str], step: list[list[str]] | None, said: Sequence[str]
+) -> str:
     """Findings of a check as JSON.
 
     Args:
         findings: what was compared; ``off`` is null if a fault ended the comparison.
+        environment: versions and facts of this machine, by name.
         step: table of `real_step`, if there is one.
         said: lines that the command prints below the findings.
     """
@@ -96,7 +97,7 @@ def to_json(findings: Sequence[Finding], *, step: list[list[str]] | None, said: 
         "passed": all(finding.passed for finding in findings),
         "device": device_name(device()),
         "memory": total_memory(device()),
-        "versions": {"moslora": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        "environment": environment,
         "step": step,
         "findings": findings,
         "said": said,

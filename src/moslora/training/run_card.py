@@ -1,7 +1,6 @@
 """Description of a run: the lines that it prints at its start, and the machine, code and kernels in ``run.json``."""
 
 import platform
-import subprocess
 from importlib.metadata import packages_distributions, version
 from typing import Any
 
@@ -26,7 +25,7 @@ from moslora.recipe import Adapter, ModelSection, Recipe, TrainingSection
 from moslora.runs.best import BEST, TRAINED_STEPS
 from moslora.runs.manifest import read_manifest
 from moslora.runs.run import Run
-from moslora.version import PACKAGE, __version__
+from moslora.version import __version__
 
 
 def describe(
@@ -69,20 +68,6 @@ def hardware(device: torch.device) -> dict[str, Any]:
         facts["cuda"] = torch.version.cuda
     facts["system"] = platform.platform()
     return facts
-
-
-def git_state() -> dict[str, Any] | None:
-    """Commit of this code, and whether the code differs from it; ``None`` outside a checkout."""
-
-    def git(*arguments: str) -> str:
-        result = subprocess.run(["git", "-C", PACKAGE, *arguments], capture_output=True, encoding="utf-8", check=True)
-        return result.stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", "__init__.py")  # fails for a copy in the environment of another checkout
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "."))}
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def kernels(model: PreTrainedModel, device: torch.device) -> dict[str, str | None]:

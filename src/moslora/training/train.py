@@ -29,10 +29,11 @@ from moslora.runs.run import Run
 from moslora.runs.trackers import record
 from moslora.training.checkpoints import copied_state, delete_old_checkpoints, save_checkpoint
 from moslora.training.loop import TrainState, rehearse, train
-from moslora.training.run_card import describe, git_state, hardware, kernels, packages, record_outcome, strategy
+from moslora.training.run_card import describe, hardware, kernels, packages, record_outcome, strategy
 from moslora.training.stopping import stop_requests
 from moslora.training.tracking import Tracker
 from moslora.training.validation import QUESTIONS, Validator, as_fields
+from moslora.version import git_state
 
 
 @dataclass(frozen=True)
