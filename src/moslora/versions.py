@@ -55,19 +55,17 @@ def tested() -> list[Package]:
         ours = metadata.metadata("moslora")
     except metadata.PackageNotFoundError:
         return []
-    extras = {"", *ours.get_all("Provides-Extra", [])} - {"dev"}
     packages = {}
     for requirement in map(Requirement, ours.get_all("Requires-Dist", [])):
-        marker = requirement.marker
-        if marker and not any(marker.evaluate({"extra": extra}) for extra in extras):
+        name = canonicalize_name(requirement.name)
+        if 'extra == "dev"' in str(requirement.marker):
             continue
-        name = requirement.name
         try:
             installed = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
         lowest = next(floor.version for floor in requirement.specifier if floor.operator == ">=")
-        newest = _newest().get(canonicalize_name(name), max(Version(installed), Version(lowest)).public)
+        newest = _newest().get(name, max(Version(installed), Version(lowest)).public)
         packages[name] = Package(name, installed, lowest, newest)
     return [packages[name] for name in sorted(packages)]
 

@@ -14,11 +14,9 @@ DRIVER = Path("/proc/driver/nvidia/version")
 
 def environment() -> Iterator[tuple[str, str]]:
     """Yield name and value of each fact. torch is imported after the packages' versions, in case it is broken."""
-    state = git_state()
-    commit = ""
-    if state:
-        commit = f", commit {state['commit']}{' with changes' if state['dirty'] else ''}"
-    yield "moslora", f"{__version__}{commit}"
+    yield "moslora", __version__
+    for name, value in (git_state() or {}).items():
+        yield name, str(value)
     yield "python", platform.python_version()
     yield "system", platform.platform()
     for package in tested():
@@ -28,12 +26,7 @@ def environment() -> Iterator[tuple[str, str]]:
 
     from moslora.processes.devices import GPU, device_name, gpus
 
-    build = "for CPUs"
-    if torch.version.cuda:
-        build = f"for CUDA {torch.version.cuda}"
-    elif torch.version.hip:
-        build = f"for ROCm {torch.version.hip}"
-    yield "torch's build", f"{torch.__version__} {build}"
+    yield "torch is built for", f"CUDA {torch.version.cuda}, ROCm {torch.version.hip}"
     driver = re.search(r"\d+(\.\d+)+", DRIVER.read_text("utf-8")) if DRIVER.exists() else None
     yield "NVIDIA driver", driver[0] if driver else "none"
     yield "GPUs", ", ".join(device_name(torch.device(GPU, index)) for index in range(gpus())) or "none"
