@@ -18,6 +18,7 @@
 #   make test-lowest, make test-newest, make test-pre    the core of the tests with the oldest packages that are allowed,
 #                      the newest, and the newest with their pre-releases
 #   make constraints   write constraints.txt, the versions that make setup and make quickstart install
+#   make blame         name the package whose newest release breaks the tests
 #   make serving       build llama.cpp, install vLLM for CPUs, and verify their servers: the tables of docs/serving.md
 #   make latency       time answers and writing with every kind of adapter: a table of docs/argument.md
 #
@@ -29,7 +30,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install -c constraints.txt -e
 
-.PHONY: quickstart test test-fast test-processors test-lowest test-newest test-pre constraints proof results pictures setup lint docs dist methods latency bench serving soak
+.PHONY: quickstart test test-fast test-processors test-lowest test-newest test-pre constraints blame proof results pictures setup lint docs dist methods latency bench serving soak
 
 quickstart: $(VENV)/installed
 	$(BIN)/moslora quickstart
@@ -67,14 +68,26 @@ test-lowest test-newest test-pre: test-%: .venv-%/installed
 # The newest version that was tested of what is not raised with the rest. make constraints HELD=torch raises it, too.
 HELD := torch==2.13.0
 
+RESOLVE := .venv-uv/bin/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
+	--no-annotate --no-header --quiet
+
 # From the registry's metadata alone: nothing is installed. Left out is what torch brings for GPUs: each of its builds names
 # other versions.
 constraints: .venv-uv/installed
-	echo '$(HELD)' | .venv-uv/bin/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade \
-		--no-annotate --no-header --quiet --constraints - --output-file constraints.txt.new
+	echo '$(HELD)' | $(RESOLVE) --upgrade --constraints - --output-file constraints.txt.new
 	echo '# What the tests are run with, on Python 3.11 to 3.14, Linux and macOS. Written by: make constraints' > constraints.txt
 	grep -vE '^(cuda|nvidia|triton)' constraints.txt.new >> constraints.txt
 	rm constraints.txt.new
+
+# make blame TESTS=tests/base tries other tests.
+TESTS := $(CORE)
+blame: .venv-blame/installed .venv-uv/installed
+	OMP_NUM_THREADS=1 .venv-blame/bin/python -m benchmarks.checks.blame --resolver '$(RESOLVE)' --held '$(HELD)' $(TESTS)
+
+.venv-blame/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-blame
+	.venv-blame/bin/python -m pip --disable-pip-version-check install -c constraints.txt -e '.[dev]'
+	@touch $@
 
 .venv-uv/installed:
 	$(PYTHON) -m venv .venv-uv
