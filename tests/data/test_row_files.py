@@ -92,6 +92,30 @@ def test_a_csv_file_as_other_programs_write_it(tmp_path):
     assert seen(path) == [{"a": "1", "b": "x,\r\ny"}, {"a": "2", "b": "z"}]
 
 
+@pytest.mark.parametrize("name", ["rows.csv", "rows.tsv"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_separators_of_a_csv_file_are_found(tmp_path, delimiter, encoding, name):
+    """Also if names and cells contain the other separators."""
+    rows = [
+        {"asked (a; b)": f'Is "{n}" a;b, or\tc?\n"Yes"; no' + "; " * n, "a, b": "x;y" * n, "right": str(n)}
+        for n in range(5)
+    ]
+    with (tmp_path / name).open("w", encoding=encoding, newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(rows)
+    assert seen(tmp_path / name) == rows
+
+
+def test_separator_is_the_one_that_most_rows_fit(tmp_path):
+    """Names without quotes, and one row with a fault."""
+    path = tmp_path / "rows.csv"
+    path.write_text("asked (a; b),right\nis; it,1\nwas it,0\na,b,c\n")
+    with pytest.raises(UsageError, match=r"row 3: has 3 cells.*2 columns; a text with a comma"):
+        seen(path)
+
+
 def test_parquet_keeps_its_types(tmp_path):
     rows = [
         {
@@ -118,10 +142,12 @@ def test_parquet_keeps_its_types(tmp_path):
         ("asked,a,b,right\nq,1,2,0\nq,1,2,x\nq,1,2,y\n", [": row 2: answer", ": row 3: answer"]),
         ('asked,a,b,right\n"q\nr",1,2,0\nq,1,"2"x,0\n', [":4: malformed CSV"]),
         ('asked,a,b,right\n"q",1,2,0\n"q,1,2,0\nq,1,2,0\n', [":3: malformed CSV", "quote"]),
-        ("asked;a;b;right\nq;1;2;0\n", [": row 1: question: 'asked' is undefined; the row has asked;a;b;right"]),
+        ("asked;a;b;right\nq;1;2;0\nq;1;2\n", [": row 2: has 3 cells", "names 4 columns", "semicolon"]),
+        ("asked|a|b|right\nq|1|2|0\n", [": row 1: question: 'asked' is undefined; the row has asked|a|b|right"]),
+        ("asked,a;right\nq,1;0\n", ["ambiguous", "asked | a;right", "asked,a | right"]),
         ("asked,a,a,right\nq,1,2,0\n", ["the same name", "a, a"]),
         ("asked,a,b,right\n", [": contains no rows"]),
-        ("asked,a,b,right\nä,1,2,0\n", ["cannot be read as UTF-8"]),
+        ("asked,a,b,right\nä,1,2,0\n", ["cannot be read as UTF-8", "save it as UTF-8"]),
     ],
 )
 def test_faults_of_a_csv_file_have_their_place(tmp_path, text, said):

@@ -107,6 +107,22 @@ class Counted:
         return complete
 
 
+def test_a_spreadsheet_gets_its_own_kind_of_file_back(here, capsys):
+    """Excel reads UTF-8 only behind a byte order mark, and separates by semicolons where the comma is decimal."""
+    with open("excel.csv", "w", encoding="utf-8-sig", newline="") as file:
+        csv.writer(file, delimiter=";").writerows([["text", "n"], ["größer, fox", "1"], ["a;b", "2"]])
+    code, said, _ = run(capsys, "predict", "run", "excel.csv", "--task", "kinds.yaml")
+    assert code == 0 and says(said, "excel.csv", "semicolons", "2 of 2 rows")
+    with open("excel-predicted.csv", encoding="utf-8-sig", newline="") as file:
+        header, *rows = csv.reader(file, delimiter=";")
+    assert header[:3] == ["text", "n", "prediction"] and [row[:2] for row in rows] == [
+        ["größer, fox", "1"],
+        ["a;b", "2"],
+    ]
+    with open("excel-predicted.csv", encoding="utf-8") as file:
+        assert file.read(1) == "\ufeff"
+
+
 def test_a_server_answers_as_the_run_that_it_serves(here, served, capsys):
     predict = ("predict", served.path, "rows.jsonl", "--task", "kinds.yaml", "--out")
     assert run(capsys, *predict, "own.jsonl")[0] == 0
@@ -171,7 +187,7 @@ def test_bad_rows_stop_or_are_skipped(here, capsys):
     ("arguments", "named"),
     [
         (["nothing.jsonl", "--task", "kinds.yaml"], "nothing.jsonl: no such file"),
-        (["rows.json", "--task", "kinds.yaml"], ".jsonl, .csv, .parquet"),
+        (["rows.json", "--task", "kinds.yaml"], ".jsonl, .csv, .tsv, .parquet"),
         (["rows.jsonl"], "--task"),
         (["rows.jsonl", "--task", "kinds.yaml,words.yaml"], "kinds, words"),
         (["rows.jsonl", "--task", "boolq"], "'question'"),

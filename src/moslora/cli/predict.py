@@ -19,7 +19,7 @@ app = typer.Typer()
 @app.command(epilog=examples.PREDICT)
 def predict(
     target: Annotated[str, options.TARGET],
-    file: Annotated[Path, typer.Argument(help="Rows to answer: a .jsonl, .csv or .parquet file.", dir_okay=False)],
+    file: Annotated[Path, typer.Argument(help="Rows to answer: .jsonl, .csv, .tsv or .parquet.", dir_okay=False)],
     out: Annotated[
         Path | None,
         typer.Option(help="File to write. [default: FILE with -predicted in its name]", dir_okay=False),

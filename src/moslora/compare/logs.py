@@ -12,6 +12,7 @@ import csv
 import re
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from pydantic_core import from_json
 from moslora.compare import inspect_logs
 from moslora.compare.compared_run import ComparedRun
 from moslora.data.clusters import clusters_of
+from moslora.data.row_files import delimiter_of
 from moslora.errors import UsageError, first_line
 from moslora.runs.answers import TaskAnswers
 from moslora.runs.evaluation import Evaluation
@@ -148,8 +150,9 @@ def _rows(file: Path) -> Iterator[Any]:
         yield from inspect_logs.read_rows(file)
         return
     with file.open(encoding="utf-8-sig", errors="replace", newline="\n") as text:
-        if file.suffix == ".csv":
-            yield from csv.DictReader(text)
+        if file.suffix in (".csv", ".tsv"):
+            table = text.read()
+            yield from csv.DictReader(StringIO(table), delimiter=delimiter_of(table, path=file))
         else:
             yield from map(from_json, filter(str.strip, text))
 

@@ -1,7 +1,7 @@
 """Rows of local files, with their locations for messages: JSON, JSONL, CSV, Parquet, or paragraphs of plain text.
 
 Values keep the types of the file. JSON and Parquet have numbers; in a CSV file every cell is a text, so ``007`` stays
-``007``, and an empty cell is an empty text.
+``007``, and an empty cell is an empty text. Commas, semicolons or tabs separate its cells.
 """
 
 import csv
@@ -21,14 +21,17 @@ Located = tuple[str, Any]
 """A row's location for messages, such as ``:7`` (a line) or ``: row 7``, and the row, or a `ValueError` with its
 fault."""
 
+_DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
+"""Characters that separate the cells of a CSV file, by preference, with their names."""
+
 
 def read_rows(
     path: Path, read: Callable[[dict[str, Any], int], Example], *, plain: bool = False, bad_rows: BadRows = "stop"
 ) -> list[Example]:
     """Read a file's rows as examples.
 
-    The ending of the name decides the format: ``.jsonl`` has an object per line, ``.csv`` a header and rows,
-    ``.parquet`` a table, and any other file one JSON array of objects.
+    The ending of the name decides the format: ``.jsonl`` has an object per line, ``.csv`` or ``.tsv`` a header and
+    rows, ``.parquet`` a table, and any other file one JSON array of objects.
 
     Args:
         path: the file.
@@ -114,8 +117,11 @@ def text_of(path: Path) -> str:
     """Read a file as UTF-8 and keep its line ends."""
     try:
         return path.read_bytes().decode("utf-8-sig")  # some editors write a byte order mark
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+    except UnicodeDecodeError as error:
+        fix = "save it as UTF-8, and a workbook as CSV UTF-8"
+        raise UsageError(f"{path}: cannot be read as UTF-8 text ({error}); {fix}") from error
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error})") from error
 
 
 def _paragraphs(path: Path) -> Iterator[Located]:
@@ -151,7 +157,12 @@ def _lines(path: Path) -> Iterator[Located]:
 def _cells(path: Path) -> Iterator[Located]:
     """Read CSV without guessing types. A column without a name, such as pandas' index, is skipped."""
     csv.field_size_limit(2**31 - 1)  # for the whole process; Python's default is 131,072 characters
-    reader = csv.reader(StringIO(text_of(path), newline=""), strict=True)
+    text = text_of(path)
+    delimiter = delimiter_of(text, path=path)
+    separator = _DELIMITERS[delimiter]
+    if delimiter != ",":
+        note_once(f"{path}: its cells are separated by {separator}s")
+    reader = csv.reader(StringIO(text, newline=""), delimiter=delimiter, strict=True)
     lines = []
     end = 0  # last line of the previous row
     try:
@@ -171,10 +182,36 @@ def _cells(path: Path) -> Iterator[Located]:
         checked_rows.append({name: cell for name, cell in zip(names, cells, strict=False) if name})
         if len(cells) != len(names):
             checked_rows[-1] = ValueError(
-                f"has {len(cells)} cells, but the first line names {len(names)} columns; a text with a comma needs"
-                ' quotes: "a, b"'
+                f"has {len(cells)} cells, but the first line names {len(names)} columns; a text with a {separator}"
+                f' needs quotes: "a{delimiter} b"'
             )
     return numbered(checked_rows)
+
+
+def delimiter_of(text: str, *, path: Path) -> str:
+    """Find the character that separates the cells of a CSV file.
+
+    Of the characters that the first line has outside quotes, it is the one that cuts the most rows into as many cells
+    as the first line; a comma if the first line has none.
+
+    Raises:
+        UsageError: two characters cut equally many rows so.
+    """
+    first, *rows = [line for line in re.split(r"[\r\n]+", re.sub('"[^"]*"', "", text)) if line.strip()] or [""]
+    fitting = {
+        delimiter: sum(row.count(delimiter) == first.count(delimiter) for row in rows)
+        for delimiter in _DELIMITERS
+        if delimiter in first
+    }
+    most = max(fitting.values(), default=0)
+    best = [delimiter for delimiter, count in fitting.items() if count == most] or [","]
+    if len(best) > 1:
+        readings = [f"with {_DELIMITERS[delimiter]}s {' | '.join(first.split(delimiter))}" for delimiter in best]
+        raise UsageError(
+            f"{path}: the columns of the first line are ambiguous: {', or '.join(readings)}; put quotes around the"
+            " names and cells that contain one of them"
+        )
+    return best[0]
 
 
 def _parquet(path: Path) -> Iterator[Located]:
@@ -189,5 +226,10 @@ def _parquet(path: Path) -> Iterator[Located]:
         raise UsageError(f"{path}: cannot be read as Parquet ({first_line(error)})") from None
 
 
-_READERS: dict[str, Callable[[Path], Iterator[Located]]] = {".jsonl": _lines, ".csv": _cells, ".parquet": _parquet}
+_READERS: dict[str, Callable[[Path], Iterator[Located]]] = {
+    ".jsonl": _lines,
+    ".csv": _cells,
+    ".tsv": _cells,
+    ".parquet": _parquet,
+}
 """Readers by the ending of a file's name; files with other endings are JSON."""

@@ -1,5 +1,6 @@
 """Rows without answers: read from a file as questions, and written again with columns for the answers."""
 
+import codecs
 import csv
 import json
 from collections import defaultdict
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from moslora.choices import BadRows
-from moslora.data.row_files import located_rows, read_each, text_of
+from moslora.data.row_files import delimiter_of, located_rows, read_each, text_of
 from moslora.data.sources import data_hash
 from moslora.errors import MosloraError, UsageError, by_row, did_you_mean
 from moslora.files import near_folders, replacing, sha256
@@ -89,7 +90,8 @@ def read_unanswered(path: Path, task: Task) -> RowFile:
         UsageError: the file cannot be read, or has another ending than those of `WRITERS`.
     """
     if path.suffix.lower() not in WRITERS:
-        raise UsageError(f"{path}: must be a file of rows, whose name ends in {', '.join(WRITERS)}")
+        endings = ", ".join(WRITERS)
+        raise UsageError(f"{path}: must be a file of rows, whose name ends in {endings}; save a workbook as CSV UTF-8")
     if not path.is_file():
         fix = did_you_mean(near_folders(path), otherwise="name a file with a row per question")
         raise UsageError(f"{path}: no such file; {fix}")
@@ -116,11 +118,14 @@ def _write_lines(path: Path, columns: Sequence[Columns], new: Path) -> None:
 
 
 def _write_cells(path: Path, columns: Sequence[Columns], new: Path) -> None:
-    """Write CSV. Probabilities of several options are JSON."""
+    """Write CSV, separated as the file. Probabilities of several options are JSON."""
     names = _names(columns)
-    header, *rows = [cells for cells in csv.reader(StringIO(text_of(path), newline="")) if cells]
-    with new.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
+    text = text_of(path)
+    delimiter = delimiter_of(text, path=path)
+    header, *rows = [cells for cells in csv.reader(StringIO(text, newline=""), delimiter=delimiter) if cells]
+    has_mark = path.read_bytes().startswith(codecs.BOM_UTF8)  # without it, Excel does not read UTF-8
+    with new.open("w", encoding="utf-8-sig" if has_mark else "utf-8", newline="") as file:
+        writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
         writer.writerow([*header, *names])
         for row, added in zip(rows, columns, strict=True):
             missing = [""] * (len(header) - len(row))
@@ -154,6 +159,7 @@ def _names(columns: Sequence[Columns]) -> list[str]:
 WRITERS: Mapping[str, Callable[[Path, Sequence[Columns], Path], None]] = {
     ".jsonl": _write_lines,
     ".csv": _write_cells,
+    ".tsv": _write_cells,
     ".parquet": _write_parquet,
 }
 """Writers by the ending of a file's name."""

@@ -25,7 +25,7 @@ def find_recipe(name: str | Path, *, folder: Path = Path(), kind: str = "recipe"
     # os.path accepts any text; pathlib fails on an unknown user (~name) and on names that are too long.
     path = folder / os.path.expanduser(name)
     if os.path.isfile(path):
-        if path.suffix in (".jsonl", ".csv", ".parquet"):
+        if path.suffix in (".jsonl", ".csv", ".tsv", ".parquet"):
             raise UsageError(f"{name}: has rows and is no {kind}; name it as data.source in a recipe")
         return path
     files = _builtin(kind)
