@@ -14,6 +14,7 @@ from cli_kit import run
 from message_kit import says
 from moslora.evaluation import predict as predict_module
 from moslora.evaluation.evaluator import PreparedQuestions
+from moslora.evaluation.scorers import Choice
 from moslora.runs.evaluation import read_predictions
 from server_kit import serving
 from world_kit import write_rows
@@ -105,6 +106,18 @@ class Counted:
             return self.complete(prepared, model, journal)
 
         return complete
+
+
+@pytest.mark.parametrize("kept", [predict_module.KEPT_TOKENS, 0])
+def test_each_row_is_encoded_once_as_far_as_memory_allows(here, capsys, monkeypatch, kept):
+    """60 different rows; of one set of options three are encoded before, to refuse what no row can be scored by."""
+    encoded = []
+    encode = Choice.encode
+    monkeypatch.setattr(Choice, "encode", lambda scorer, example: encoded.append(example.id) or encode(scorer, example))
+    monkeypatch.setattr(predict_module, "KEPT_TOKENS", kept)
+    code, said, _ = run(capsys, "predict", "run", "rows.jsonl", "--task", "kinds.yaml", "--protocol", "choice")
+    assert code == 0 and says(said, "61 of 61 rows")
+    assert len(set(encoded)) == 60 and len(encoded) == (62 if kept else 122)
 
 
 def test_a_spreadsheet_gets_its_own_kind_of_file_back(here, capsys):

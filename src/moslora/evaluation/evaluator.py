@@ -4,7 +4,7 @@ predictions, and summarise them. Where a model comes from and where results belo
 
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -51,12 +51,18 @@ class ScoredTask:
         questions: all questions of the task, also under a limit.
         scorer: encodes the questions and reads the outputs.
         blocks: questions that are computed together.
+        encoded: id -> question, of questions that were encoded before.
     """
 
     name: str
     questions: Sequence[Example]
     scorer: Scorer[Any]
     blocks: tuple[Block, ...]
+    encoded: Mapping[str, EncodedQuestion] = field(default_factory=dict)
+
+    def encode(self, example: Example) -> EncodedQuestion:
+        """Encode a question; arguments and errors as in `Scorer.encode`."""
+        return self.encoded.get(example.id) or self.scorer.encode(example)
 
     @property
     def has_margins(self) -> bool:
@@ -167,7 +173,7 @@ class PreparedQuestions:
 
     def encoded(self) -> list[EncodedQuestion]:
         """Encode the wanted questions, task after task."""
-        return [task.scorer.encode(example) for task in self.tasks for example in task.wanted]
+        return [task.encode(example) for task in self.tasks for example in task.wanted]
 
     def missing(self, journal: Journal) -> list[Pairs]:
         """Encode the wanted questions that have no prediction."""
@@ -355,7 +361,7 @@ def rounds(work: Sequence[Work], model: Model) -> Iterator[tuple[ScoredTask, Ite
     for first in range(0, len(work), processes):
         together = work[first : first + processes]
         task, examples = together[rank] if rank < len(together) else (together[0][0], [])
-        started.append((together[0][0], task.scorer.start(examples, model)))
+        started.append((together[0][0], task.scorer.start([*map(task.encode, examples)], model)))
         if len(started) > 1:
             of_round, predictions = started.pop(0)
             yield of_round, _from_all(predictions())

@@ -20,13 +20,16 @@ from moslora.errors import MosloraError, by_row, counted, some
 from moslora.evaluation.evaluate_target import LocalSource, ServerSource, asking
 from moslora.evaluation.evaluator import PreparedQuestions
 from moslora.evaluation.loading import tokenizer_of
-from moslora.evaluation.scorers import Scorer, make_encoder, make_scorer
+from moslora.evaluation.scorers import EncodedQuestion, Scorer, make_encoder, make_scorer
 from moslora.evaluation.server import Server
 from moslora.evaluation.target import Target
 from moslora.runs.conditions import AFFECTS_PREDICTIONS, Conditions
 from moslora.runs.outcomes import log_softmax
 from moslora.runs.predictions import Prediction, argmax
 from moslora.tasks import Example, Task
+
+KEPT_TOKENS = 10_000_000
+"""Number of tokens that are kept in memory between the check of the rows and the model, about 360 MB."""
 
 
 def predict(
@@ -52,31 +55,38 @@ def predict(
     request = target.request_with(overrides).model_copy(update={"limit": None, "skip": 0})
     encoder = make_encoder(read_config(target.model), tokenizer_of(target), request)
     first = next(iter(file.questions.values()))
-    file = _encodable(file, make_scorer(first, encoder, request))
+    file, encoded = _encodable(file, make_scorer(first, encoder, request))
     file.refuse_bad_rows(bad_rows)
     questions = {task.name: [*file.questions.values()]}
     conditions = source.conditions(request, questions, encoder)
     any_rows = replace(conditions, data={task.name: ""})
     prepared = PreparedQuestions.of(questions, request, encoder, any_rows).in_order()
+    prepared = replace(prepared, tasks=(replace(prepared.tasks[0], encoded=encoded),))
     folder = _folder(target.results_folder(request, None, ending=source.ending), any_rows)
     with asking(target, conditions, request, folder):
         predictions = prepared.complete(*source.open(prepared, lambda: prepared.open_journal(folder, {})))
     return file, {prediction.id: prediction for prediction in predictions}
 
 
-def _encodable(file: RowFile, scorer: Scorer[Any]) -> RowFile:
-    """Return the file, in which rows that the protocol cannot score are marked as bad rows."""
+def _encodable(file: RowFile, scorer: Scorer[Any]) -> tuple[RowFile, dict[str, EncodedQuestion]]:
+    """Return the file, in which rows that the protocol cannot score are marked as bad rows; and the questions as
+    tokens, as many as `KEPT_TOKENS` allows."""
     faults: dict[str, MosloraError] = {}
+    encoded: dict[str, EncodedQuestion] = {}
+    tokens = 0
     for id, question in file.questions.items():
         try:
-            scorer.encode(question)
+            as_tokens = scorer.encode(question)
+            tokens += as_tokens.tokens * len(as_tokens.texts)
+            if tokens <= KEPT_TOKENS:
+                encoded[id] = as_tokens
         except MosloraError as error:
             faults[id] = MosloraError(str(error).removeprefix(f"{id}: "))
     rows = []
     for row in file.rows:
         fault = isinstance(row.question, Example) and faults.get(row.question.id)
         rows.append(replace(row, question=fault) if fault else row)
-    return replace(file, rows=tuple(rows))
+    return replace(file, rows=tuple(rows)), encoded
 
 
 def _folder(evaluation: Path, conditions: Conditions) -> Path:

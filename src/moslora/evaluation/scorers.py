@@ -151,9 +151,8 @@ class Scorer(ABC, Generic[Output]):
     def read(self, question: EncodedQuestion, output: Output) -> Prediction:
         """Read the prediction from a model's output."""
 
-    def start(self, examples: Sequence[Example], model: Model) -> Callable[[], Iterator[list[Prediction]]]:
+    def start(self, questions: Sequence[EncodedQuestion], model: Model) -> Callable[[], Iterator[list[Prediction]]]:
         """Start to ask questions of one task, and return a function that yields their predictions as they arrive."""
-        questions = [self.encode(example) for example in examples]
         wait = self.ask(questions, model)
 
         def predictions() -> Iterator[list[Prediction]]:
@@ -170,7 +169,8 @@ class Scorer(ABC, Generic[Output]):
 
     def score(self, examples: Sequence[Example], model: Model) -> list[Prediction]:
         """Return the predictions of one task's questions, in the order in which the model makes them."""
-        return [prediction for predictions in self.start(examples, model)() for prediction in predictions]
+        questions = [self.encode(example) for example in examples]
+        return [prediction for predictions in self.start(questions, model)() for prediction in predictions]
 
 
 class OptionScorer(Scorer[list[float]]):
