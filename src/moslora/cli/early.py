@@ -10,6 +10,7 @@ from moslora.errors import UsageError, did_you_mean
 from moslora.files import near_folders
 
 if TYPE_CHECKING:
+    from moslora.cli.options import Answering
     from moslora.evaluation.target import Target
     from moslora.recipe import ModelSection, Recipe
 
@@ -44,15 +45,16 @@ def refuse_evaluation(target: "Target", *, tasks: str | None, overrides: Mapping
         refuse_other_scores(out)
 
 
-def refuse_mixed_models(server: str | None, model: str | None, *, local: object) -> None:
-    """Refuse a server together with options of a ``local`` model, and a served model's name without a server."""
-    if server and local:
+def refuse_mixed_models(given: "Answering") -> None:
+    """Refuse a server together with options of a local model, and a served model's name without a server."""
+    local = given.base or given.dtype or given.engine or given.batch_tokens or given.strategy or given.processes
+    if given.server and local:
         raise UsageError(
             "--server: --base, --dtype, --engine, --batch-tokens, --strategy and --processes apply only to a model on"
             " this machine; remove them, or --server"
         )
-    if model and not server:
-        raise UsageError(f"--model {model}: names a model on a server; add --server ADDRESS, or remove it")
+    if given.model and not given.server:
+        raise UsageError(f"--model {given.model}: names a model on a server; add --server ADDRESS, or remove it")
 
 
 def refuse_paths(paths: Sequence[Path], *, evaluation: str | None) -> None:

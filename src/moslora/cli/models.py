@@ -112,28 +112,17 @@ def _limit(text: str) -> int:
 
 
 @app.command("eval", epilog=examples.EVAL)
+@options.with_answering
 def evaluate(
     target: Annotated[str | None, options.TARGET] = None,
     tasks: Annotated[str | None, options.TASKS] = None,
-    protocol: options.Protocol = None,
-    format: options.Format = None,
-    base: options.Base = False,
     limit: Annotated[int | None, typer.Option(help="Number of questions per task, or all.", parser=_limit)] = None,
     source: Annotated[
         str | None, typer.Option(help="Source of the questions, like evaluation.source in a recipe.")
     ] = None,
-    dtype: options.DType = None,
-    engine: options.Engine = None,
-    batch_tokens: options.BatchTokens = None,
-    max_length: options.MaxQuestionLength = None,
-    beams: options.Beams = None,
-    server: options.Server = None,
-    model: options.ServedModel = None,
-    at_once: options.AtOnce = 8,
     out: options.Out = None,
-    processes: options.Processes = None,
-    strategy: options.Strategy = None,
-    trust: options.Trust = False,
+    *,
+    answering: options.Answering,
 ) -> None:
     """Score a model on test questions, by default the newest run.
 
@@ -142,17 +131,10 @@ def evaluate(
 
     With --server, a server with OpenAI's interface answers instead of the model. MOSLORA_SERVER_KEY may have its key.
     """
-    overrides = options.drop_unset(
-        protocol=protocol,
-        format=format,
-        source=source,
-        batch_tokens=batch_tokens,
-        max_length=max_length,
-        beams=beams,
-    )
+    overrides = answering.overrides | options.drop_unset(source=source)
     if limit is not None:
         overrides["limit"] = limit or None
-    early.refuse_mixed_models(server, model, local=base or dtype or engine or batch_tokens or strategy or processes)
+    early.refuse_mixed_models(answering)
     from moslora.evaluation.target import open_target
     from moslora.runs.run import newest_run
 
@@ -161,18 +143,11 @@ def evaluate(
     if target is None:
         target = str(newest_run(RUNS, Path()).path)
         words = ["eval", target, *sys.argv[2:]]
-    how: dict[str, Any] = {
-        "base": base,
-        "dtype": dtype,
-        "engine": engine,
-        "strategy": strategy,
-        "trust_remote_code": trust,
-    }
-    opened = open_target(target, **how)
+    opened = open_target(target, **answering.how)
     early.refuse_evaluation(opened, tasks=tasks, overrides=overrides, out=out)
-    opened = imported(opened, target, **how)
-    if server is None:
-        run_in_processes(processes, then="the same command continues from the scores so far")
+    opened = imported(opened, target, **answering.how)
+    if answering.server is None:
+        run_in_processes(answering.processes, then="the same command continues from the scores so far")
     if is_newest:
         say(f"newest run: {target}")
     with options.importing():
@@ -182,11 +157,11 @@ def evaluate(
         from moslora.plan.slow_cpu import note_evaluation
 
     with on_interrupt("stopped: the scores so far are kept, and the same command continues from there"):
-        opened_server = open_server(server, model) if server else None
+        opened_server = open_server(answering.server, answering.model) if answering.server else None
         if opened_server is None:
             note_evaluation(opened.model, opened.request_with(overrides), opened.tasks_to_ask(tasks))
         results, folder = evaluate_target(
-            opened, tasks=tasks, out=out, server=opened_server, at_once=at_once, **overrides
+            opened, tasks=tasks, out=out, server=opened_server, at_once=answering.at_once, **overrides
         )
     if is_main_process():
         print_table(table(results), above=[heading(results)])

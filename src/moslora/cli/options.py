@@ -1,8 +1,11 @@
 """Arguments and options that several commands share. An option has its parameter's name, unless it is a flag."""
 
+import functools
 import gc
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -91,6 +94,60 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="training.learning_rate=1e-4", help="Overrides of the recipe, as key.sub=value."),
 ]
+
+
+@dataclass(frozen=True)
+class Answering:
+    """Options of the commands that ask a model or a server the questions of a file or a set."""
+
+    protocol: Protocol = None
+    format: Format = None
+    base: Base = False
+    dtype: DType = None
+    engine: Engine = None
+    batch_tokens: BatchTokens = None
+    max_length: MaxQuestionLength = None
+    beams: Beams = None
+    server: Server = None
+    model: ServedModel = None
+    at_once: AtOnce = 8
+    processes: Processes = None
+    strategy: Strategy = None
+    trust: Trust = False
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """Arguments of `open_target`."""
+        return {
+            "base": self.base,
+            "dtype": self.dtype,
+            "engine": self.engine,
+            "strategy": self.strategy,
+            "trust_remote_code": self.trust,
+        }
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """Settings of the evaluation that the user set."""
+        names = ("protocol", "format", "batch_tokens", "max_length", "beams")
+        return drop_unset(**{name: getattr(self, name) for name in names})
+
+
+def with_answering(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command, in place of its last parameter ``answering``, the options of `Answering`."""
+    parameters = inspect.signature(command).parameters
+    common = inspect.signature(Answering).parameters
+
+    @functools.wraps(command)
+    def with_options(**values: Any) -> None:
+        answering = Answering(**{name: values.pop(name) for name in common})
+        command(answering=answering, **values)
+
+    own = [parameter for name, parameter in parameters.items() if name != "answering"]
+    signature = inspect.Signature([*own, *common.values()])
+    with_options.__signature__ = signature  # type: ignore[attr-defined]
+    with_options.__annotations__ = {name: each.annotation for name, each in signature.parameters.items()}
+    return with_options
 
 
 def drop_unset(**values: Any) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The command ``predict``: answers for the rows of a file."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -17,6 +17,7 @@ app = typer.Typer()
 
 
 @app.command(epilog=examples.PREDICT)
+@options.with_answering
 def predict(
     target: Annotated[str, options.TARGET],
     file: Annotated[Path, typer.Argument(help="Rows to answer: .jsonl, .csv, .tsv or .parquet.", dir_okay=False)],
@@ -34,20 +35,8 @@ def predict(
     bad_rows: Annotated[
         choices.BadRows, typer.Option(help="stop at bad rows, or skip them: they get no prediction.")
     ] = "stop",
-    protocol: options.Protocol = None,
-    format: options.Format = None,
-    base: options.Base = False,
-    dtype: options.DType = None,
-    engine: options.Engine = None,
-    batch_tokens: options.BatchTokens = None,
-    max_length: options.MaxQuestionLength = None,
-    beams: options.Beams = None,
-    server: options.Server = None,
-    model: options.ServedModel = None,
-    at_once: options.AtOnce = 8,
-    processes: options.Processes = None,
-    strategy: options.Strategy = None,
-    trust: options.Trust = False,
+    *,
+    answering: options.Answering,
 ) -> None:
     """Predict the answers of the rows in a file.
 
@@ -57,29 +46,19 @@ def predict(
 
     With --server, a server with OpenAI's interface answers instead of the model. MOSLORA_SERVER_KEY may have its key.
     """
-    early.refuse_mixed_models(server, model, local=base or dtype or engine or batch_tokens or strategy or processes)
+    early.refuse_mixed_models(answering)
     from moslora.data.unanswered import read_unanswered
     from moslora.evaluation.target import open_target
 
-    overrides = options.drop_unset(
-        protocol=protocol, format=format, batch_tokens=batch_tokens, max_length=max_length, beams=beams
-    )
-    how: dict[str, Any] = {
-        "base": base,
-        "dtype": dtype,
-        "engine": engine,
-        "strategy": strategy,
-        "trust_remote_code": trust,
-    }
-    opened = open_target(target, **how)
+    opened = open_target(target, **answering.how)
     task_of_rows = opened.task_of_rows(task)
     out = out or file.with_name(f"{file.stem}-predicted{file.suffix}")
     _refuse_output(out, file)
     rows = read_unanswered(file, task_of_rows)
     rows.refuse_bad_rows(bad_rows)
-    opened = imported(opened, target, **how)
-    if server is None:
-        run_in_processes(processes, then="the same command continues from the answers so far")
+    opened = imported(opened, target, **answering.how)
+    if answering.server is None:
+        run_in_processes(answering.processes, then="the same command continues from the answers so far")
     with options.importing():
         from moslora.evaluation.predict import columns_of, remarks
         from moslora.evaluation.predict import predict as predict_rows
@@ -91,9 +70,9 @@ def predict(
             task_of_rows,
             rows,
             bad_rows=bad_rows,
-            server=open_server(server, model) if server else None,
-            at_once=at_once,
-            **overrides,
+            server=open_server(answering.server, answering.model) if answering.server else None,
+            at_once=answering.at_once,
+            **answering.overrides,
         )
     if is_main_process():
         rows.write(columns_of(rows, predictions), out)
