@@ -7,6 +7,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
@@ -14,7 +15,7 @@ from evaluation_kit import make_model
 from moslora.base import resolve
 from moslora.base.identity import fingerprint
 from moslora.base.load import load_base, load_tokenizer
-from moslora.base.resolve import weight_files
+from moslora.base.resolve import commit_of, weight_files
 from moslora.base.shapes import meta_model
 from moslora.errors import UsageError
 from moslora.recipe import ModelSection
@@ -72,6 +73,18 @@ def test_only_loaded_files_are_downloaded(world, sharded, tmp_path, monkeypatch,
     found = weight_files("some/model")
     assert [file.name for file in found] == sorted(path.name for path in hub.glob("*.safetensors"))
     assert {file.name for file in cache.glob("*.safetensors")} == {file.name for file in found}
+
+
+def test_commit_is_that_of_the_snapshot_in_the_cache(world, tmp_path, monkeypatch):
+    """As the hub's libraries lay it out."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    for commit in ("a" * 40, "b" * 40):
+        shutil.copytree(world / "model", tmp_path / "models--me--tiny" / "snapshots" / commit)
+    (tmp_path / "models--me--tiny" / "refs").mkdir()
+    (tmp_path / "models--me--tiny" / "refs" / "main").write_text("b" * 40)
+    assert commit_of("me/tiny") == "b" * 40 == huggingface_hub.try_to_load_from_cache("me/tiny", "config.json")[-52:-12]
+    assert commit_of("me/tiny", revision="a" * 40) == "a" * 40
+    assert commit_of("me/other") == commit_of(str(world / "model")) == ""
 
 
 def test_pickled_weights_alone_are_refused(world, tmp_path):

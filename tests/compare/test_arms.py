@@ -13,7 +13,7 @@ from cli_kit import run
 from compare_kit import ADAPTED, CONDITIONS, answered_as, asked_as, base, drawn
 from message_kit import in_order, says
 from moslora.compare.arms import Arm, load_arms
-from moslora.compare.comparable import refuse_mixed
+from moslora.compare.comparable import note_what_differs, refuse_mixed
 from moslora.compare.comparison import compare_arms
 from moslora.errors import UsageError
 from moslora.evaluation.journal import Journal
@@ -133,6 +133,11 @@ def other(**conditions):
         (drawn(1), other(data={"obqa": "0123"}), "questions of obqa: None in one-1, 0123 in other-1"),
         (drawn(1), answered_as(drawn(1), dtype="bfloat16"), "dtype: float32 in one-1, bfloat16 in other-1"),
         (drawn(1), base_is(fingerprint="beef"), "base: small (f00d) in one-1, small (beef)"),
+        (
+            drawn(1),
+            base_is(fingerprint="beef", base_commit="0123456789"),
+            "base: small (f00d) in one-1, small (beef, commit 01234567)",
+        ),
         (drawn(1), made(1, steps="99"), "steps: 50 in one-1, 99 in other-1"),
         (drawn(1), made(1, **{"rows.1": "no"}), "rows.1: rows of 1 in one-1, no in"),
         (made(1, rows="all of 1"), made(2, rows="any of 2"), "rows: all of 1 in one-1, any of 2 in"),
@@ -143,6 +148,15 @@ def test_refusal_names_the_field_and_both_values(one, two, line):
     with pytest.raises(UsageError) as fault:
         refuse_mixed([arm("one", one), arm("base", base()), arm("other", two)], allowed=["seeds"])
     assert line in str(fault.value) and all("one-1" in text for text in str(fault.value).splitlines())
+
+
+def test_another_commit_with_the_same_weights_is_noted(capsys):
+    """As one that changed the tokenizer alone. A base of a folder has no commit, which is no difference."""
+    commits = [arm(name, base_is(base_commit=name * 40)) for name in ("a", "b")]
+    for arms, said in (([*commits, arm("one", drawn(1))], True), ([commits[0], arm("one", drawn(1))], False)):
+        refuse_mixed(arms)
+        note_what_differs(arms)
+        assert (f"base_commit: {'a' * 20} in a-1, {'b' * 20} in b-1" in capsys.readouterr().out) == said
 
 
 def test_moved_bases_and_rows_of_other_seeds_are_no_difference():

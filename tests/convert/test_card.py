@@ -89,6 +89,18 @@ def test_a_revision_is_a_text_in_the_cards_code(trained, tmp_path):
     assert [(k.arg, ast.literal_eval(k.value)) for call in calls for k in call.keywords] == [("revision", revision)] * 2
 
 
+@pytest.mark.parametrize("revision", [None, "main"])
+def test_the_card_names_the_commit_of_a_base_of_the_hub(trained, tmp_path, revision):
+    folder = open_adapter(trained / "adapter")
+    model = folder.recipe.model.model_copy(update={"name": "gpt2", "revision": revision})
+    recipe = folder.recipe.model_copy(update={"model": model})
+    manifest = {**folder.manifest, "base": {**folder.manifest["base"], "commit": "c0ffee"}}
+    (tmp_path / "adapter_config.json").write_text("{}")
+    write_card(tmp_path, AdapterFolder(folder.path, recipe, manifest), origin=folder.origin_for(""), proof="")
+    text = Card(tmp_path).text
+    assert "of `gpt2` at revision `c0ffee`" in text and text.count('revision="c0ffee"') == 2
+
+
 def test_every_source_has_its_public_name(trained, tmp_path):
     folder = open_adapter(trained / "adapter")
     own = {"mine": TaskSection(train="/home/me/rows.json")}

@@ -86,6 +86,12 @@ def available_offline(name: str, *, revision: str | None = None) -> Path | None:
     return None
 
 
+def commit_of(name: str, *, revision: str | None = None) -> str:
+    """Return the commit at which the hub's cache has a model; "" for any other folder, and for the built-in model."""
+    folder = available_offline(name, revision=revision)
+    return folder.name if folder and folder.parent.name == "snapshots" else ""
+
+
 def looks_like_path(name: str) -> bool:
     """Whether a model's name is a path rather than a hub id."""
     return os.path.isabs(os.path.expanduser(name)) or name.startswith(("./", "../", "~"))

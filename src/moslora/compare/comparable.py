@@ -100,11 +100,13 @@ def base_differences(runs: Sequence[ComparedRun]) -> dict[str, str]:
     bases = []
     for run in runs:
         base = facts_of(run, Changes.BASE)
-        if run.evaluation.weights is not None:
+        weights = run.evaluation.weights
+        if weights is not None:
             fingerprint = base.pop("fingerprint")
             # The last part of the path, as one folder has several spellings.
-            name = str(run.evaluation.weights.base).rstrip("/").rpartition("/")[2]
-            base["base"] = names.setdefault(fingerprint, f"{name} ({fingerprint})")
+            name = str(weights.base).rstrip("/").rpartition("/")[2]
+            commit = weights.base_commit and f", commit {weights.base_commit[:8]}"
+            base["base"] = names.setdefault(fingerprint, f"{name} ({fingerprint}{commit})")
         bases.append(base)
     return _differences(runs, bases)
 
@@ -156,15 +158,16 @@ def refuse_other_prompts(runs: Sequence[ComparedRun], *, allowed: Sequence[str])
 def note_what_differs(arms: Sequence[Arm]) -> None:
     """Print differences that are allowed but matter to a reader, and the clusters of the questions.
 
-    The differences are the steps that validations chose, the tokenizer or chat template, and versions of packages.
+    The differences are the steps that validations chose, the tokenizer or chat template, versions of packages, and the
+    commit of a base whose weights are the same.
     """
     runs = all_runs(arms)
     chosen = [(arm.name, run) for arm in arms for run in arm.runs.values() if run.chosen_step is not None]
     if chosen:
         steps = [f"{name} {run.chosen_step:,} ({run.training_facts['steps']})" for name, run in chosen]
         note(f"steps: {some(steps, separator='; ', most=8)}")
-    facts = [facts_of(run, Changes.TOKENS, Changes.VERSIONS) for run in runs]
-    shortened = [{key.rpartition(".")[2]: value[:20] for key, value in of_run.items()} for of_run in facts]
+    facts = [facts_of(run, Changes.TOKENS, Changes.VERSIONS, Changes.COMMIT) for run in runs]
+    shortened = [{key.rpartition(".")[2]: value[:20] for key, value in of_run.items() if value} for of_run in facts]
     for values in _differences(runs, shortened).values():
         note(f"{values}; this may change scores")
     codes_by_task = cluster_codes(evaluations_of(runs))

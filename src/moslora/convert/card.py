@@ -66,6 +66,7 @@ def write_card(
     name = recipe.model.name
     base = public_name(name)
     local = _is_local(name)
+    revision = recipe.model.revision if local else manifest["base"].get("commit") or recipe.model.revision
     drawn = manifest.get("data", {}).get("tasks", {})  # up to this step
     tasks = [task] if task is not None else list(drawn or [entry.name for entry in recipe.questions.tasks])
     data = ModelCardData(
@@ -83,6 +84,7 @@ def write_card(
         proof=proof,
         task=task,
         base=base,
+        revision=revision,
         place=f"path/to/{base.removeprefix('./')}" if local else base,
         built_in=name == BUILTIN,
         quoted=partial(json.dumps, ensure_ascii=False),

@@ -11,7 +11,7 @@ from typing import Any
 from moslora.base.adapted import adapters_of
 from moslora.base.failures import or_out_of_memory
 from moslora.base.identity import fingerprint, packages
-from moslora.base.resolve import locate
+from moslora.base.resolve import commit_of, locate
 from moslora.base.shapes import read_config
 from moslora.console import note
 from moslora.data.encode import Encoder
@@ -65,6 +65,7 @@ class LocalSource:
             block_size=block_size(device().type, writes=PROTOCOLS[request.protocol].writes),
             base=model.name,
             fingerprint=fingerprint(model.name, revision=model.revision),
+            base_commit=commit_of(model.name, revision=model.revision),
             adapter=adapter.manifest["sha256"][WEIGHTS] if adapter else None,
             quantization=quantization,
         )

@@ -12,6 +12,7 @@ from moslora.adapters import describe_task
 from moslora.base.adapted import with_adapters
 from moslora.base.identity import fingerprint
 from moslora.base.load import choose_engine_of, read_base
+from moslora.base.resolve import commit_of
 from moslora.base.shapes import meta_model
 from moslora.errors import MosloraError, UsageError
 from moslora.files import replacing, sha256, write_json
@@ -47,7 +48,12 @@ def save_adapter(
         manifest = {
             "format": FORMAT,
             "moslora": __version__,
-            "base": {"name": base, "revision": revision, "fingerprint": fingerprint(base, revision=revision)},
+            "base": {
+                "name": base,
+                "revision": revision,
+                "fingerprint": fingerprint(base, revision=revision),
+                "commit": commit_of(base, revision=revision),
+            },
             **facts,
             "sha256": {name: sha256(scratch / name) for name in (*files, RECIPE)},
         }

@@ -27,6 +27,7 @@ class Changes(Enum):
     ASKED = "how questions are asked"
     QUESTIONS = "which questions are asked"
     PLACE = "where questions or a base are stored"  # hashes identify their content
+    COMMIT = "which commit of a base is on the disk"  # its fingerprint identifies what computes
     BASE = "which base computes, and in which precision"
     MODEL = "which adapter or server answers"
     COMPUTED = "how it is computed"
@@ -34,7 +35,7 @@ class Changes(Enum):
     VERSIONS = "which packages compute"
 
 
-AFFECTS_PREDICTIONS = tuple(mark for mark in Changes if mark is not Changes.PLACE)
+AFFECTS_PREDICTIONS = tuple(mark for mark in Changes if mark not in (Changes.PLACE, Changes.COMMIT))
 """What an evaluation keeps when it is continued, and what its processes share."""
 
 ENCODING = ("tokenizer", "chat_template")
@@ -51,6 +52,7 @@ class Weights:
     batch_tokens: Annotated[int, Changes.COMPUTED]  # maximum number of tokens of a batch
     block_size: Annotated[int, Changes.COMPUTED]  # number of questions that are computed together
     base: Annotated[str | None, Changes.PLACE] = None
+    base_commit: Annotated[str, Changes.COMMIT] = ""  # commit of the base on the hub; empty for a local folder
     fingerprint: Annotated[str | None, Changes.BASE] = None  # fingerprint of the base
     adapter: Annotated[str | None, Changes.MODEL] = None  # sha256 of the adapter's weights
     quantization: Annotated[str | None, Changes.BASE] = None
