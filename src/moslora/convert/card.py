@@ -35,7 +35,7 @@ from moslora.runs.origin import Origin
 from moslora.runs.results import Results, results_of
 from moslora.runs.run import base_of
 from moslora.runs.scores import MACRO, Score
-from moslora.tasks import INSTRUCTION, TASKS, Example, OpenEnded, Task
+from moslora.tasks import INSTRUCTION, TASKS, Example, Hub, OpenEnded, Task
 
 CARD = "README.md"
 PEFT_CONFIG = "adapter_config.json"
@@ -195,14 +195,19 @@ def source_of(task: str, *, recipe: Recipe, source: str) -> str:
     own = recipe.own_tasks.get(task)
     entry = own or TASKS.get(task)
     if entry and entry.hub and (own or source == "hub"):
-        return f"`{entry.hub.path}` on the hub"
+        return _on_hub(entry.hub)
     if own or (not entry and task != INSTRUCTION):
         return "a set of its own"
     named = named_on_hub(source)
     if named:
-        return f"`{named.path}` on the hub"
-    public = {"wheel": f"PyPI's `{DATA_WHEEL.name}`", MIXTURE: f"`{MIXTURE_ON_HUB.path}` on the hub"}
+        return _on_hub(named)
+    public = {"wheel": f"PyPI's `{DATA_WHEEL.name}`", MIXTURE: _on_hub(MIXTURE_ON_HUB)}
     return public.get(source, f"`{last_part(source)}`")
+
+
+def _on_hub(data: Hub) -> str:
+    """Public name of a data set of the hub, with its revision if one is named."""
+    return f"`{data.path}` on the hub" + (f" at revision `{data.revision}`" if data.revision else "")
 
 
 USUAL_OPTIONS = 4
