@@ -1,5 +1,6 @@
 """Session of a training: processes lock a run's folder, agree on what they train, and start or resume it."""
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -123,31 +124,34 @@ def _train_in_group(recipe: Recipe, run: Run, start: AdapterFolder | Continued |
     questions = validation_questions(state.model, inputs.tokenizer, recipe, data, count=asked_before)
     sampler = Sampler.of(state, inputs.tokenizer, recipe, data.validation) if recipe.training.samples else None
     training = Training(run, recipe, state, data, Validator(data.validation, questions, sampler), predecessor)
+    begun_with = start.manifest if isinstance(start, AdapterFolder) else run.facts
+    if "data" in begun_with:
+        _refuse_other_rows(training, begun_with)
     first_step = _resume(training, start) if isinstance(start, AdapterFolder) else 0
     training.start()
     done = training.train(first_step)
     return training.finish(done)
 
 
-def _resume(training: Training, saved: AdapterFolder) -> int:
-    """Restore optimizer, scaler, budget and selection from ``saved``, and return the number of updates done.
-
-    Raises:
-        UsageError: the rows, or the tokenizer that reads them, are not those of ``saved``.
-    """
-    restore(saved, training.state)
-    manifest = saved.manifest
+def _refuse_other_rows(training: Training, begun_with: Mapping[str, Any]) -> None:
+    """Refuse rows, or a tokenizer that reads them, that are not those of a manifest or run card."""
     fix = "restore them, or start a new run with name=… or --out"
-    then = manifest["data"]
+    then = begun_with["data"]
     now = training.data
     if then["sha256"] != now.sha256:
         hashes = f"sha256 was {then['sha256'][:12]}…, is {now.sha256[:12]}…"
         raise UsageError(f"{training.run.path}: the training rows have changed ({hashes}); {fix}")
     if then["tokens_sha256"] != now.tokens_sha256:
-        changed = changed_encoding(manifest, now.encoding) or "the code that encodes them"
+        changed = changed_encoding(begun_with, now.encoding) or "the code that encodes them"
         if now.replay is not None:
             changed += ", or a text of data.replay,"
         raise UsageError(f"{training.run.path}: the training rows have other tokens now: {changed} changed; {fix}")
+
+
+def _resume(training: Training, saved: AdapterFolder) -> int:
+    """Restore optimizer, scaler, budget and selection from ``saved``, and return the number of updates done."""
+    restore(saved, training.state)
+    manifest = saved.manifest
     say(f"resuming after step {manifest['step']} of {len(training.state.plan)}")
     facts = training.facts(steps=0)
     for key in ("processes", "micro_batch_tokens", ENGINE):
