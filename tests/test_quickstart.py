@@ -12,7 +12,8 @@ from compare_kit import CONDITIONS
 from moslora import quickstart as module
 from moslora.cli import app
 from moslora.errors import Interrupted, UsageError
-from moslora.quickstart import SIZES, fast_dtype, overrides, quickstart
+from moslora.evaluation.loading import load_model
+from moslora.quickstart import PROBED_STEPS, SIZES, fast_dtype, overrides, quickstart
 from moslora.recipe import load_recipe
 from moslora.runs.conditions import TaskRecord
 from moslora.runs.predictions import Prediction
@@ -42,12 +43,12 @@ def test_dtype_follows_the_hardware(monkeypatch, cuda, bfloat16, units, limit, d
 
 
 @pytest.mark.parametrize(
-    ("typed", "speed", "rows", "limit"), [(None, 1e6, 330, 256), (None, 1.0, 110, 64), ("half", 1e6, 165, 128)]
+    ("typed", "speed", "rows", "limit"), [(None, 1e6, 330, 256), (None, 1.0, 110, 192), ("half", 1e6, 165, 192)]
 )
 def test_a_new_quickstart_trains_the_size_that_it_announces(tmp_path, monkeypatch, capsys, typed, speed, rows, limit):
     trained: list[list[str]] = []
     monkeypatch.setattr(module, "gpus", lambda: 0)
-    monkeypatch.setattr(module, "probe", lambda recipe, count: speed)
+    monkeypatch.setattr(module, "_measure", lambda changes, processes: (speed, 1 / speed))
     monkeypatch.setattr(module, "train_in_processes", lambda words, **_: trained.append(words))
     monkeypatch.setattr(module, "open_target", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(Interrupted):
@@ -55,9 +56,38 @@ def test_a_new_quickstart_trains_the_size_that_it_announces(tmp_path, monkeypatc
     recipe = load_recipe(trained[0][0], trained[0][1:])
     assert isinstance(recipe.data.rows, dict)
     assert (recipe.data.rows["boolq"], recipe.evaluation.limit) == (rows, limit)
+    assert recipe.training.validation_questions == 0
     said = capsys.readouterr().out
-    assert f"{speed:,.0f} tokens a second" in said
+    assert f"{speed:,.0f} tokens" in said
     assert ("--size full" in said) == (rows < 330)
+
+
+@pytest.mark.parametrize(
+    ("training", "scoring", "size"), [(500, 0.1, "full"), (300, 0.3, "half"), (500, 0.9, "third"), (160, 0.1, "third")]
+)
+def test_slow_training_and_slow_scoring_choose_a_smaller_size(monkeypatch, training, scoring, size):
+    """Each alone is enough."""
+    monkeypatch.setattr(module, "gpus", lambda: 0)
+    monkeypatch.setattr(module, "_measure", lambda changes, processes: (training, scoring))
+    assert module._choose_size(None, load_recipe(module.RECIPE), []) == size
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["own", "transformers"])
+def test_the_measured_engine_is_the_engine_of_the_run(world, monkeypatch, engine):
+    """Two real workers train, and the model that they leave is scored."""
+    scored = []
+
+    def load(target):
+        scored.append(load_model(target))
+        assert target.trained.manifest["step"] == 1 + PROBED_STEPS and target.trained.manifest["engine"] == engine
+        return scored[-1]
+
+    monkeypatch.setattr(module, "RECIPE", str(world / "recipe.yaml"))
+    monkeypatch.setattr(module, "load_model", load)
+    training, scoring = module._measure([f"model.engine={engine}"], processes=2)
+    assert training > 0 and scoring > 0
+    assert [model.moslora_engine for model in scored] == [engine]
 
 
 def test_quickstart_continues_its_own_run_only(tmp_path, monkeypatch):
@@ -98,7 +128,7 @@ def test_quickstart_ends_with_conclusions(tmp_path, monkeypatch, size, right, sa
 
     for name in ("train_in_processes", "merge"):
         monkeypatch.setattr(module, name, Mock())
-    monkeypatch.setattr(module, "probe", lambda recipe, count: 1e6)
+    monkeypatch.setattr(module, "_measure", lambda changes, processes: (1e6, 1e-6))
     monkeypatch.setattr(module, "open_target", lambda target, base: base)
     monkeypatch.setattr(module, "evaluate_target", results)
     monkeypatch.setattr(module, "gpus", lambda: 0)

@@ -3,6 +3,8 @@
 import functools
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from moslora.process_rank import is_main_process
 
@@ -34,3 +36,15 @@ def note_once(line: str) -> None:
 def drop_output() -> None:
     """Send the rest of the standard output to the null device."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def without_output() -> Iterator[None]:
+    """Inside the block, send the standard output of this process, and of those that it starts, to the null device."""
+    kept = os.dup(sys.stdout.fileno())
+    drop_output()
+    try:
+        yield
+    finally:
+        os.dup2(kept, sys.stdout.fileno())
+        os.close(kept)

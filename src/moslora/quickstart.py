@@ -2,8 +2,9 @@
 
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from moslora.choices import DType, SizeName
 from moslora.compare.arms import Arm
@@ -11,13 +12,14 @@ from moslora.compare.compared_run import ComparedRun
 from moslora.compare.comparison import compare_arms
 from moslora.compare.conclusion import conclusions, lines
 from moslora.compare.display import tables
-from moslora.console import say
+from moslora.console import say, without_output
 from moslora.convert.merge import merge
 from moslora.errors import UsageError, on_interrupt
-from moslora.evaluation.evaluate_target import evaluate_target
+from moslora.evaluation.evaluate_target import evaluate_target, questions_of
+from moslora.evaluation.evaluator import ModelWithQuestions
+from moslora.evaluation.loading import load_model, tokenizer_of
 from moslora.evaluation.target import open_target
 from moslora.files import in_use, refuse_used
-from moslora.plan.duration import probe
 from moslora.processes.devices import device, free_memory, gpus, multiplies_bfloat16
 from moslora.recipe import Recipe, load_recipe
 from moslora.runs.evaluation import Evaluation
@@ -26,23 +28,29 @@ from moslora.training.launch import train_in_processes, worker_processes
 
 RECIPE = "smollm2-135m"
 
-SIZES: Mapping[SizeName, tuple[int, int]] = {"full": (1, 256), "half": (2, 128), "third": (3, 64)}
-"""Sizes, the largest first: the number by which the recipe's training rows are divided, and questions per set."""
+SIZES: Mapping[SizeName, tuple[int, int]] = {"full": (1, 256), "half": (2, 192), "third": (3, 192)}
+"""Sizes, the largest first: the number by which the recipe's training rows are divided, and questions per set.
+
+The gain depends little on the rows, and its standard error on the questions: 2.1 points with 64 per set, 1.5 with 128,
+1.2 with 192 and 1.0 with 256. A third of the rows gained 4.4 to 4.8 points, over three standard errors with 192."""
 
 VALIDATION_ROWS = 120
-"""Number of validation rows, for every size."""
+"""Number of validation rows, for every size. Their loss is computed; they are not asked as questions, of which a run of
+this length could afford so few that their share would say nothing."""
 
 SECONDS_TO_CHOOSE = 280
 """Maximum estimated seconds of the size that is chosen by itself: five minutes less a fifteenth."""
 
-FIXED_SECONDS = 30.0
-"""Seconds of the steps that no size changes: loading the model four times, starting processes, the merge, its proof."""
+PROBED_STEPS = 3
+"""Number of training steps that are timed to measure this machine, after a first step that is not."""
 
-# Work in tokens of training: estimates from the CPU seconds of one thread, SmolLM2-135M in float32 on an AMD EPYC.
-# docs/speed.md compares estimated and measured times.
-TRAINING_TOKENS = 51_000  # of the full size; a process per core takes 0.78 of the one process's time for a token
-VALIDATION_TOKENS = 3_500
-TOKENS_PER_QUESTION = 390  # one question of each of the eight sets, asked of the base and of the tuned model
+PROBED_QUESTIONS = 8
+"""Number of questions of each set that are scored to measure this machine."""
+
+# Work that is not measured, from two cores of an AMD EPYC. docs/speed.md compares estimated and taken times.
+TRAINING_TOKENS = 65_600  # of the full size
+VALIDATION_TOKENS = 3_500  # as many tokens of training take as long as a run's validations
+FIXED_SECONDS = 30.0  # loading the model four times, starting processes, the merge, its proof
 
 
 def overrides(size: SizeName, recipe: Recipe) -> list[str]:
@@ -56,11 +64,17 @@ def overrides(size: SizeName, recipe: Recipe) -> list[str]:
     return [*limits, f"evaluation.limit={questions}"]
 
 
-def seconds(size: SizeName, speed: float) -> float:
-    """Estimate the seconds of the whole quickstart from the ``speed`` of training in tokens per second."""
+def seconds(size: SizeName, *, training: float, scoring: float) -> float:
+    """Estimate the seconds of the quickstart after the measurement.
+
+    Args:
+        size: the size.
+        training: tokens a second of all worker processes together.
+        scoring: seconds for a question of each of the eight sets, which the base and the tuned model are asked.
+    """
     divisor, questions = SIZES[size]
-    tokens = TRAINING_TOKENS / divisor + VALIDATION_TOKENS + TOKENS_PER_QUESTION * questions
-    return FIXED_SECONDS + tokens / speed
+    trained = (TRAINING_TOKENS / divisor + VALIDATION_TOKENS) / training
+    return FIXED_SECONDS + trained + 2 * questions * scoring
 
 
 @on_interrupt("stopped: the work so far is saved, and the same command continues from there")
@@ -111,33 +125,63 @@ def _train(run: Run, size: SizeName | None) -> None:
         words = [str(run.path), "--resume"]
     else:
         refuse_used(run.path)
-        changes = [f"model.dtype={fast_dtype()}", f"data.validation_rows={VALIDATION_ROWS}"]
+        changes = [
+            f"model.dtype={fast_dtype()}",
+            f"data.validation_rows={VALIDATION_ROWS}",
+            "training.validation_questions=0",
+        ]
         recipe = load_recipe(RECIPE, changes)
-        changes += overrides(_choose_size(size, recipe), recipe)
+        changes += overrides(_choose_size(size, recipe, changes), recipe)
         words = [RECIPE, *changes]
         recipe = load_recipe(RECIPE, changes)
     if not run.result.exists():
         train_in_processes(words, out=run.path, processes=worker_processes(recipe.training))
 
 
-def _choose_size(size: SizeName | None, recipe: Recipe) -> SizeName:
+def _choose_size(size: SizeName | None, recipe: Recipe, changes: Sequence[str]) -> SizeName:
     """Choose a size if the user gave none: on a GPU the full one, on a CPU the largest that takes less than five
-    minutes, or the smallest. On a CPU, print how long it takes."""
+    minutes, or the smallest. On a CPU, print how long it takes, the measurement included.
+
+    Args:
+        size: the size that the user gave.
+        recipe: recipe of the full size.
+        changes: overrides that made ``recipe``.
+    """
     if gpus():
         return size or "full"
     say("measuring this machine ...")
-    speed = probe(recipe, count=1)
+    began = time.monotonic()
+    training, scoring = _measure(changes, processes=worker_processes(recipe.training))
     free_memory()
-    fitting = [size for size in SIZES if seconds(size, speed) <= SECONDS_TO_CHOOSE]
+    spent = time.monotonic() - began
+    total = {name: spent + seconds(name, training=training, scoring=scoring) for name in SIZES}
+    fitting = [name for name in SIZES if total[name] <= SECONDS_TO_CHOOSE]
     size = size or [*fitting, "third"][0]
-    minutes = seconds(size, speed) / 60
-    measured = f"it trains {speed:,.0f} tokens a second in {recipe.model.dtype}"
-    say(f"{measured}, so size {size} takes about {minutes:.1f} minutes")
+    measured = f"it trains {training:,.0f} tokens and scores {8 / scoring:.1f} questions a second"
+    say(f"{measured}, so size {size} takes about {total[size] / 60:.1f} minutes")
     if size != "full":
         _, questions = SIZES["full"]
-        minutes = seconds("full", speed) / 60
-        say(f"(all rows and {questions} questions of each set: --size full, about {minutes:.0f} minutes)")
+        say(f"(all rows and {questions} questions of each set: --size full, about {total['full'] / 60:.0f} minutes)")
     return size
+
+
+def _measure(changes: Sequence[str], *, processes: int) -> tuple[float, float]:
+    """Measure the speeds of `seconds`: train a few steps as the run will, by its engine and in as many ``processes``,
+    and score a few questions with the result, twice. The first step and the first round only warm up. Nothing is kept.
+    """
+    steps = ["data.validation_rows=0", f"training.max_steps={1 + PROBED_STEPS}"]
+    with TemporaryDirectory() as folder, without_output():
+        run = Run(Path(folder) / "run")
+        train_in_processes([RECIPE, *changes, *steps], out=run.path, processes=processes)
+        target = open_target(str(run.path))
+        request, questions = questions_of(target, None, {"limit": None})
+        few = {task: rows[:PROBED_QUESTIONS] for task, rows in questions.items()}
+        asked = ModelWithQuestions.of(load_model(target), tokenizer_of(target), few, request)
+        asked.ask()
+        began = time.monotonic()
+        asked.ask()
+        scoring = (time.monotonic() - began) / PROBED_QUESTIONS
+        return run.metrics[-1]["tokens_per_second"], scoring  # the first step has a row of its own
 
 
 def _scored(out: Path, name: str) -> Arm:
