@@ -33,6 +33,23 @@ def note_once(line: str) -> None:
     note(line)
 
 
+_warnings: dict[str, None] = {}
+
+
+def warn(line: str) -> None:
+    """Print a warning now, and again when the command ends."""
+    if line not in _warnings:
+        say(f"warning: {line}")
+        _warnings[line] = None
+
+
+def repeat_warnings() -> None:
+    """Print the warnings of this command once more, and forget them."""
+    for line in _warnings:
+        say(f"warning: {line}")
+    _warnings.clear()
+
+
 def drop_output() -> None:
     """Send the rest of the standard output to the null device."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -89,6 +89,14 @@ def untested() -> str | None:
     return f"moslora was not tested with {', '.join(packages)}; moslora check compares what they compute here"
 
 
+def repair() -> str:
+    """Command that installs the newest tested versions of the packages that compute, of those outside if there are."""
+    packages = [package for package in tested() if package.name in COMPUTING]
+    outside = [package for package in packages if package.outside]
+    pins = [f"{package.name}=={package.newest}" for package in outside or packages]
+    return shlex.join([sys.executable, "-m", "pip", "install", *pins])
+
+
 def import_fault(error: BaseException) -> MosloraError | None:
     """Turn an error about a package that cannot be imported, or lacks a name, into a line that installs it again.
 

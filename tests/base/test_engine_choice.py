@@ -10,13 +10,15 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
+from message_kit import says
 from moslora.adapters import adapter_state_dict, inject, named_adapters
 from moslora.base import engine_choice
-from moslora.base.engine_choice import choose_engine
+from moslora.base.engine_choice import OVER_PADDED_ROWS, choose_engine
 from moslora.base.engines import Own, Transformers, engine_of
 from moslora.base.load import load_base, read_base
 from moslora.base.shapes import meta_model
 from moslora.base.twin import small_config, spread_weights
+from moslora.console import repeat_warnings
 from moslora.download.wheels import home
 from moslora.errors import UsageError
 from moslora.kernels import attention, loss, mlp, norm, recompute, rotary
@@ -46,7 +48,7 @@ def forget():
 
 
 @pytest.mark.parametrize("what", CHANGED)
-def test_changed_logits_choose_transformers(tmp_path, what):
+def test_changed_logits_choose_padded_rows(tmp_path, what):
     family, values = CHANGED[what]
     config = small_config(AutoConfig.for_model(family, **values))
     if family == "gemma3n":  # needs a package for images
@@ -55,10 +57,10 @@ def test_changed_logits_choose_transformers(tmp_path, what):
     spread_weights(model)
     model.save_pretrained(tmp_path)
     section = ModelSection(name=str(tmp_path), dtype="float32")
-    assert engine_of(load_base(section)).name == "transformers"
+    assert engine_of(load_base(section)).name == "padded"
     planned = meta_model(section)
     choose_engine(planned, computed_here=False)
-    assert engine_of(planned).name == "transformers"
+    assert engine_of(planned).name == "padded"
     with pytest.raises(UsageError, match=r"model.engine = own: .*; set auto"):
         load_base(ModelSection(name=str(tmp_path), dtype="float32", engine="own"))
 
@@ -70,13 +72,13 @@ WINDOWS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("family", WINDOWS)
-def test_window_of_the_mask_chooses_transformers(family):
+def test_window_of_the_mask_chooses_padded_rows(family):
     """The window is wider than the compared rows, so that the model itself computes them without it."""
     config = small_config(AutoConfig.for_model(family, num_experts_per_tok=2))
     values = {**config.to_dict(), "layer_types": None, **WINDOWS[family]}
     model = AutoModelForCausalLM.from_config(type(config)(**values)).eval().requires_grad_(False)
     choose_engine(model)
-    assert engine_of(model).name == "transformers"
+    assert engine_of(model).name == "padded"
 
 
 SCALED = """
@@ -92,7 +94,7 @@ class OwnForCausalLM(LlamaForCausalLM):
 def test_changed_model_code_is_compared_again(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     config = small_config(AutoConfig.for_model("llama"))
-    for factor, engine in ((1, "own"), (1.5, "transformers")):
+    for factor, engine in ((1, "own"), (1.5, "padded")):
         (tmp_path / "modeling_own.py").write_text(SCALED.format(factor))
         importlib.invalidate_caches()
         monkeypatch.delitem(sys.modules, "modeling_own", raising=False)
@@ -146,17 +148,17 @@ def test_change_outside_the_config_is_found(llama, scaled, how):
     section = ModelSection(name=llama, **LOADED[how])
     assert engine_of(load_base(section)).name == "own"
     scaled(1.5)
-    assert engine_of(load_base(section)).name == "transformers"
+    assert engine_of(load_base(section)).name == "padded"
     scaled(1.001)
     if section.dtype == "float32":
-        assert engine_of(load_base(section)).name == "transformers"
+        assert engine_of(load_base(section)).name == "padded"
 
 
 def test_change_is_found_in_a_sharded_model(world, scaled):
     section = ModelSection(name=str(world / "model"), dtype="bfloat16")
     assert engine_of(load_base(section, computed_here=False)).name == "own"
     scaled(1.001)
-    assert engine_of(load_base(section, computed_here=False)).name == "transformers"
+    assert engine_of(load_base(section, computed_here=False)).name == "padded"
 
 
 def test_twin_separates_rounding_from_a_change(world, monkeypatch, scaled):
@@ -170,7 +172,7 @@ def test_twin_separates_rounding_from_a_change(world, monkeypatch, scaled):
     load_base(section)
     assert twins
     scaled(1.001)
-    assert engine_of(load_base(section)).name == "transformers"
+    assert engine_of(load_base(section)).name == "padded"
 
 
 def test_comparison_leaves_the_model_unchanged(world, monkeypatch):
@@ -222,11 +224,14 @@ BACKWARD = {
     "MLP": (mlp, "_SwiGLU"),
     "adapter": (recompute, "_Projection"),
 }
+PIECE = {"linear": "linear", "loss": "loss", "norm": "norm", "MLP": "mlp", "adapter": "adapters"}
+PIECE |= {"attention": None, "rotary": None}
+"""Kernel -> our piece that uses it over padded rows."""
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kernel", BACKWARD)
-def test_wrong_gradient_chooses_transformers(world, monkeypatch, kernel, dtype):
+def test_wrong_gradient_chooses_padded_rows(world, monkeypatch, capsys, kernel, dtype):
     """Logits stay right. Each kernel's own backward pass is wrong; in 16 bits the twin decides, computed in the model's
     dtype."""
     module, name = BACKWARD[kernel]
@@ -243,9 +248,25 @@ def test_wrong_gradient_chooses_transformers(world, monkeypatch, kernel, dtype):
     model = read_base(ModelSection(name=str(world / "model"), dtype=dtype))
     inject(model, rank=4, alpha=8, mixer={"kind": "dense"}, target_modules="all-linear")
     choose_engine(model)
-    assert engine_of(model).name == "transformers"
+    assert engine_of(model).name == "padded"
+    assert {*OVER_PADDED_ROWS} - {*model.moslora_pieces} == {PIECE[kernel]} - {None}
+    capsys.readouterr()
+    repeat_warnings()
+    assert says(capsys.readouterr().out, "warning: ", "three times", "gradient", "-m pip install", "torch==")
     with pytest.raises(UsageError, match=r"own: LlamaForCausalLM: the gradient of .* differs"):
         choose_engine(model, "own")
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gemma2"])
+def test_a_name_that_our_code_misses_is_a_fault_and_another_formula_a_limit(monkeypatch, capsys, family):
+    model = AutoModelForCausalLM.from_config(small_config(AutoConfig.for_model(family))).eval()
+    if family == "mixtral":
+        monkeypatch.delattr(attention, "ROWS")
+    choose_engine(model)
+    assert engine_of(model).name == "padded"
+    assert says(capsys.readouterr().out, "warning: " if family == "mixtral" else "note: ", "model.engine = padded")
+    repeat_warnings()
+    assert ("'ROWS' is not defined" in capsys.readouterr().out) == (family == "mixtral")
 
 
 @pytest.mark.parametrize("alpha", [4e38, 4e-40])
@@ -284,12 +305,12 @@ def test_verdict_is_cached_per_method_dtype_and_setting(world, monkeypatch):
     assert len(compared) == 4
 
 
-def test_lost_loss_scale_chooses_transformers(world, monkeypatch):
+def test_lost_loss_scale_chooses_padded_rows(world, monkeypatch):
     model = read_base(ModelSection(name=str(world / "model"), dtype="float32"))
     inject(model, rank=4, alpha=8, mixer={"kind": "dense"}, target_modules="all-linear")
     monkeypatch.setattr(Own, "loss", lambda *given: 0.9 * Transformers.loss(*given))
     choose_engine(model)
-    assert engine_of(model).name == "transformers"
+    assert engine_of(model).name == "padded"
 
 
 def test_cache_key_of_peft_is_the_same_in_every_process(world):

@@ -97,7 +97,7 @@ SMALL: dict[str, dict[str, Any]] = {
 class Outcome(NamedTuple):
     """What becomes of a family."""
 
-    kind: str  # own, transformers, not causal, not computable, or wrong
+    kind: str  # own, padded, transformers, not causal, not computable, or wrong
     reason: str = ""  # the line of a refusal, or what differs
 
 
@@ -244,7 +244,7 @@ def share_of_other_texts(ours: PreTrainedModel, theirs: PreTrainedModel) -> floa
     """Of the texts that the engine writes those that another way does not."""
     options: dict[str, Any] = {"ended": lambda row, tokens: False, "ends": (), "batch_tokens": 200}
     engine = engine_of(ours)
-    authority = generated if engine.name == "transformers" else likeliest
+    authority = generated if engine.pads else likeliest
     differ = 0
     for asked in (PROMPTS, ROWS):
         written = engine.write(asked, max_new_tokens=NEW_TOKENS, **options)

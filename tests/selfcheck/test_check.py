@@ -246,7 +246,7 @@ def test_a_model_that_transformers_computes_has_the_step_of_another(monkeypatch,
     sizes = {name: size for name, size in SMALL.items() if name != "head_dim"}
     Gemma2Config(**sizes, num_hidden_layers=2, architectures=["Gemma2ForCausalLM"]).save_pretrained(tmp_path)
     code, out, _ = run(capsys, "check", tmp_path)
-    assert code == 0 and "model.engine = transformers" in out and configs[0].model_type == "llama"
+    assert code == 0 and "model.engine = padded" in out and configs[0].model_type == "llama"
 
 
 def test_the_sizes_are_those_of_the_model(world, monkeypatch, capsys):

@@ -51,9 +51,9 @@ def cached(folder: str, key: str, find: Callable[[], Any], *, state: Any = None)
     return value
 
 
-def cached_verdict(model: PreTrainedModel, decide: Callable[[], str | None], **how: Any) -> str | None:
-    """Return why our engine does not compute ``model``, or ``None`` if it does; ``decide`` compares where no verdict is
-    cached for these conditions."""
+def cached_verdict(model: PreTrainedModel, decide: Callable[[], Any], **how: Any) -> Any:
+    """Return the JSON value of ``decide()``, which engine computes ``model``, from the cache if it holds one for these
+    conditions."""
     gpu = None if model.device.type in ("cpu", "meta") else gpu_module().get_device_name(model.device)
     facts = {
         "config": {**model.config.to_dict(), "_name_or_path": None},
@@ -66,8 +66,7 @@ def cached_verdict(model: PreTrainedModel, decide: Callable[[], str | None], **h
         "settings": [os.environ.get(name) for name in SETTINGS],
         **how,
     }
-    why: str | None = cached("engines", json.dumps(facts, sort_keys=True, default=_in_json), decide)
-    return why
+    return cached("engines", json.dumps(facts, sort_keys=True, default=_in_json), decide)
 
 
 def _in_json(value: Any) -> Any:

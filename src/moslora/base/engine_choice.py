@@ -1,5 +1,5 @@
-"""Own engine or transformers': which of them computes a model. Ours does where its numbers equal those of transformers'
-own forward.
+"""Engine that computes a model: ours where its numbers equal those of transformers' own forward; else transformers'
+attention over padded rows with those of our pieces whose numbers do; else transformers' modules alone.
 
 The numbers are the logits of two rows of unequal length with a common beginning, and the gradient of every factor of
 the adapters, moved off their start. They are computed as the model is loaded: by transformers' modules first, then by
@@ -14,9 +14,10 @@ Rounding alone may turn a gradient around in a deep model, but not in a twin of 
 import itertools
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,18 +26,31 @@ from transformers import PreTrainedModel
 from moslora.adapters import AdapterLinear, SharedInputLayers, describe_batch, inject, named_adapters
 from moslora.base.adapted import adapters_in
 from moslora.base.disk_cache import cached_verdict
-from moslora.base.engines import ENDS, SHARED, Batch, Engine, Own, Transformers, relative_error, two_rows
+from moslora.base.engines import (
+    ENDS,
+    SHARED,
+    Batch,
+    Engine,
+    Own,
+    Padded,
+    Transformers,
+    engine_of,
+    relative_error,
+    two_rows,
+)
 from moslora.base.failures import UnsupportedModel
 from moslora.base.own_engine import text_part, use_own_modules
 from moslora.base.quantized import quantized_layers
 from moslora.base.twin import limits_what_is_seen, small_twin
-from moslora.choices import EngineChoice
-from moslora.console import note_once
+from moslora.choices import EngineChoice, EngineName
+from moslora.console import note_once, warn
 from moslora.errors import UsageError, first_line
+from moslora.kernels.exchange import is_plain
 from moslora.kernels.linear import IN_FLOAT32, kernel, pack_nothing
 from moslora.kernels.rows import send
 from moslora.processes.devices import is_out_of_memory
 from moslora.processes.group import all_gather
+from moslora.versions import repair
 
 TOLERANCE = 1e-5
 """Largest relative error ‖z' − z‖ / ‖z‖ of our engine's float32 logits z', with z from transformers."""
@@ -63,6 +77,24 @@ class Computed(NamedTuple):
 
     logits: Tensor  # one row after the other, (tokens, vocabulary)
     gradients: dict[str, Tensor]  # of the factors that learn, by name
+
+
+class Candidate(NamedTuple):
+    """Engine to compare with transformers' own forward, with our pieces that it uses over padded rows."""
+
+    engine: EngineName
+    pieces: Sequence[str] = ()
+
+
+class Refusal(NamedTuple):
+    """Reason why a candidate does not compute a model: a limit of ours, or a fault of this installation."""
+
+    why: str
+    is_fault: bool = False
+
+
+OVER_PADDED_ROWS = ("adapters", "linear", "loss", "mlp", "norm")
+"""Our pieces that need no packed rows. Names are those of `moslora.kernels.plain.PIECES`."""
 
 
 class MeaninglessLogits(Exception):
@@ -93,47 +125,87 @@ def choose_engine(
         if wanted not in ("auto", only):
             raise UsageError(f"model.engine = {wanted}: methods of PEFT are computed by {only}; set auto")
         wanted = only
-    why = cached_verdict(
+    verdict = cached_verdict(
         model,
-        lambda: _why_not(model, wanted, computed_here=computed_here, trust_remote_code=trust_remote_code),
+        lambda: _decide(model, wanted, computed_here=computed_here, trust_remote_code=trust_remote_code),
         wanted=wanted,
         computed_here=computed_here,
     )
-    (why, *_) = all_gather(why)
-    own = why is None and wanted != Transformers.name
-    if own:
-        use_own_modules(model)
-        model.eval()  # ours are made in training mode
-    elif wanted == Own.name:
-        raise UnsupportedModel(f"model.engine = own: {why}; set auto")
-    elif wanted == "auto":
-        note_once(f"model.engine = transformers, which takes more time: {why}")
-    model.moslora_engine = Own.name if own else Transformers.name  # type: ignore[assignment]
+    (verdict, *_) = all_gather(verdict)
+    candidate = Candidate(*verdict["candidate"])
+    if verdict["refusal"]:
+        _report(Refusal(*verdict["refusal"]), candidate, wanted)
+    _engage(model, candidate)
+    model.eval()  # our modules are made in training mode
+
+
+def _report(refusal: Refusal, candidate: Candidate, wanted: EngineChoice) -> None:
+    """Print why our engine does not compute a model, or refuse the model if our engine is ``wanted``."""
+    if wanted == Own.name:
+        raise UnsupportedModel(f"model.engine = own: {refusal.why}; set auto")
+    slower = f"model.engine = {candidate.engine}, which takes more time"
+    if refusal.is_fault:
+        warn(f"{slower}, about three times as much, by a fault of these versions: {refusal.why}; {repair()}")
+    else:
+        note_once(f"{slower}: {refusal.why}")
+
+
+def _engage(model: PreTrainedModel, candidate: Candidate) -> Callable[[], None]:
+    """Let the candidate compute ``model``; return a function that puts transformers' modules back."""
+    own = candidate.engine == Own.name
+    restore = use_own_modules(model) if own else use_own_modules(model, candidate.pieces)
+    model.moslora_engine = candidate.engine  # type: ignore[assignment]
+    model.moslora_pieces = candidate.pieces  # type: ignore[assignment]
     for _, layer in named_adapters(model):
-        layer.context.plain = not own
+        layer.context.plain = not own and "adapters" not in candidate.pieces
+    return restore
+
+
+def _decide(
+    model: PreTrainedModel, wanted: EngineChoice, *, computed_here: bool, trust_remote_code: bool
+) -> dict[str, Any]:
+    """Return the engine that computes ``model``, and why it is not ours, as JSON values."""
+
+    def refuse(candidate: Candidate) -> Refusal | None:
+        return _why_not(model, candidate, computed_here=computed_here, trust_remote_code=trust_remote_code)
+
+    stock = Candidate(Transformers.name)
+    if wanted == Transformers.name:
+        refuse(stock)
+        return {"candidate": stock, "refusal": None}
+    refusal = None if wanted == Padded.name else refuse(Candidate(Own.name))
+    if refusal is None and wanted != Padded.name:
+        return {"candidate": Candidate(Own.name), "refusal": None}
+    if wanted == Own.name:
+        return {"candidate": stock, "refusal": refusal}
+    for left_out in ("", *OVER_PADDED_ROWS):
+        candidate = Candidate(Padded.name, [piece for piece in OVER_PADDED_ROWS if piece != left_out])
+        if refuse(candidate) is None:
+            return {"candidate": candidate, "refusal": refusal}
+    return {"candidate": stock, "refusal": refusal}
 
 
 def _why_not(
-    model: PreTrainedModel, wanted: EngineChoice, *, computed_here: bool, trust_remote_code: bool
-) -> str | None:
-    """Why our engine does not compute ``model``; ``None`` if it does, or if transformers' engine is wanted."""
+    model: PreTrainedModel, candidate: Candidate, *, computed_here: bool, trust_remote_code: bool
+) -> Refusal | None:
+    """Why the candidate does not compute ``model``; ``None`` if it does."""
     # bitsandbytes unpacks every weight for each pass, and in 8 bits rounds what it multiplies. A CPU that cannot
     # multiply 16-bit numbers takes minutes for a large model.
     slow = bool(quantized_layers(model)) or kernel(model.device, model.dtype) == IN_FLOAT32
     if computed_here and not slow:
         with suppress(MeaninglessLogits):
-            why = _compare(model, wanted)
-            if why is None:
-                if wanted == Transformers.name or not limits_what_is_seen(model.config):
+            refusal = _compare(model, candidate)
+            if refusal is None:
+                if candidate.engine != Own.name or not limits_what_is_seen(model.config):
                     return None
             elif not _rounds(model.device, model.dtype):
-                return why
-    return _compare_twins(model, wanted, trust_remote_code=trust_remote_code)
+                return refusal
+    return _compare_twins(model, candidate, trust_remote_code=trust_remote_code)
 
 
-def _compare(model: PreTrainedModel, wanted: EngineChoice, *, rounded: bool = False) -> str | None:
-    """Say how our engine's numbers differ on ``model``, which stays unchanged; ``None`` if they are equal, or if
-    transformers' engine is wanted. With ``rounded``, only differences that rounding cannot explain count.
+def _compare(model: PreTrainedModel, candidate: Candidate, *, rounded: bool = False) -> Refusal | None:
+    """Say how the candidate's numbers differ from transformers' on ``model``, which stays unchanged; ``None`` if they
+    are equal. With ``rounded``, only differences that rounding cannot explain count.
 
     Raises:
         MeaninglessLogits: transformers' own logits are no reference, as they are not finite or all zero.
@@ -141,24 +213,35 @@ def _compare(model: PreTrainedModel, wanted: EngineChoice, *, rounded: bool = Fa
     name = type(model).__name__
     with _off_start(model):
         stock = _measure_transformers(model)
-        if wanted == Transformers.name:
+        if candidate.engine == Transformers.name:
             return None
-        if getattr(model.get_output_embeddings(), "bias", None) is not None:
-            return f"the output layer of {name} has a bias"
+        in_pieces = candidate.engine == Own.name or "loss" in candidate.pieces
+        if in_pieces and getattr(model.get_output_embeddings(), "bias", None) is not None:
+            return Refusal(f"the output layer of {name} has a bias")
         if not 0 < float(stock.logits.float().norm()) < math.inf:
             raise MeaninglessLogits
-        restore = use_own_modules(model)
+        restore = _engage(model, candidate)
         pack_nothing(model)  # a pass is not worth a second copy of all weights
         model.eval()
         try:
-            return _difference(name, stock, _measure(Own(model)), rounded=rounded)
+            why = _difference(name, stock, _measure(engine_of(model)), rounded=rounded)
+            return Refusal(why, is_fault=is_plain(model, "ForCausalLM")) if why else None
         except Exception as error:  # of any model's code
             if is_out_of_memory(error):
                 raise
             fault = first_line(error).removeprefix("model: ")
-            return f"moslora cannot compute {name} over rows end to end ({fault})"
+            is_fault = is_plain(model, "ForCausalLM") or _is_of_our_code(error)
+            return Refusal(f"moslora cannot compute {name} over rows end to end ({fault})", is_fault)
         finally:
             restore()
+            _engage(model, Candidate(Transformers.name))
+
+
+def _is_of_our_code(error: Exception) -> bool:
+    """Whether our code misses a name or an argument that it expects of torch or transformers."""
+    *_, (innermost, _) = traceback.walk_tb(error.__traceback__)
+    ours = innermost.f_globals["__name__"].partition(".")[0] == "moslora"
+    return ours and isinstance(error, AttributeError | ImportError | NameError | TypeError)
 
 
 def _difference(name: str, stock: Computed, ours: Computed, *, rounded: bool) -> str | None:
@@ -286,8 +369,8 @@ def _off_start(model: PreTrainedModel) -> Iterator[None]:
             weight.data = value
 
 
-def _compare_twins(model: PreTrainedModel, wanted: EngineChoice, *, trust_remote_code: bool) -> str | None:
-    """Say how our engine's numbers differ on a small twin of ``model``, of the same architecture with random weights
+def _compare_twins(model: PreTrainedModel, candidate: Candidate, *, trust_remote_code: bool) -> Refusal | None:
+    """Say how the candidate's numbers differ on a small twin of ``model``, of the same architecture with random weights
     and adapters on layers of the same names; ``None`` if they are equal."""
     targets = sorted({name.rpartition(".")[2] for name, _ in named_adapters(model)})
     try:
@@ -295,15 +378,16 @@ def _compare_twins(model: PreTrainedModel, wanted: EngineChoice, *, trust_remote
         twin.requires_grad_(False)
         if targets:
             inject(twin, rank=2, alpha=4, mixer={"kind": "dense"}, target_modules=targets, within=text_part(twin))
-        why = _compare(twin, wanted)
+        refusal = _compare(twin, candidate)
     except UsageError:
         raise
     except Exception as misfit:  # of hundreds of architectures, whose sizes fit each other in ways of their own
-        return f"a small {type(model).__name__} cannot be computed ({first_line(misfit)})"
-    if why is None and model.device.type != "meta" and _rounds(model.device, model.dtype):
+        why = f"a small {type(model).__name__} cannot be computed ({first_line(misfit)})"
+        return Refusal(why, _is_of_our_code(misfit))
+    if refusal is None and model.device.type != "meta" and _rounds(model.device, model.dtype):
         with suppress(UsageError, MeaninglessLogits):  # of code that wants some weights in float32
-            why = _compare(_as_computed(twin, model), wanted, rounded=True)
-    return why
+            refusal = _compare(_as_computed(twin, model), candidate, rounded=True)
+    return refusal
 
 
 def _as_computed(twin: PreTrainedModel, model: PreTrainedModel) -> PreTrainedModel:

@@ -1,4 +1,5 @@
-"""Engines that compute a model: ours, or transformers' own forward. Both have the same five methods.
+"""Engines that compute a model: ours, transformers' own forward, or that with some of our pieces. All have the same
+methods.
 
 Methods:
     build_batch: all texts as a batch, whose places number its tokens row after row.
@@ -64,7 +65,33 @@ class _Model:
         self.model: PreTrainedModel = getattr(model, "get_base_model", lambda: model)()
 
 
-class Own(_Model):
+class _InPieces(_Model):
+    """What an engine computes from hidden states, with logits for a piece of the vocabulary at a time."""
+
+    def logits(self, batch: Batch, places: Sequence[int]) -> Tensor:
+        """Return the logits after the tokens at P places, shape ``(P, vocabulary)``."""
+        weight = output_weight(self.model)
+        hidden = self.hidden(batch)
+        return product(hidden.index_select(0, send(places, hidden.device)).to(weight.dtype), weight)
+
+    def loss(self, batch: Batch, places: Sequence[int], sent: Tensor, targets: Tensor) -> Tensor:
+        """Return Σ −log p(target) over N targets as a scalar, without keeping all logits."""
+        hidden = self.hidden(batch)
+        if not places:
+            return (hidden.float() * 0).sum()
+        states = hidden.index_select(0, sent)
+        return sum_of_losses(states, output_weight(self.model), targets)
+
+    def log_p(self, batch: Batch, places: Sequence[int], targets: Sequence[int]) -> Tensor:
+        """Return the targets' log-probabilities, float32 of shape ``(P,)``."""
+        return log_probabilities(self.hidden(batch), output_weight(self.model), places, targets)
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Return the hidden states before the output layer, a row for each place of the batch."""
+        raise NotImplementedError
+
+
+class Own(_InPieces):
     """Our engine: rows end to end, common beginnings once, our modules, and logits for a piece of the vocabulary at a
     time."""
 
@@ -77,29 +104,12 @@ class Own(_Model):
         tokens, rows, paths = concatenate(groups, device)
         return Batch(send([tokens], device), paths, rows.real, rows)
 
-    def logits(self, batch: Batch, places: Sequence[int]) -> Tensor:
-        """Return the logits after the tokens at P places, shape ``(P, vocabulary)``."""
-        weight = output_weight(self.model)
-        hidden = self._hidden(batch)
-        return product(hidden.index_select(0, send(places, hidden.device)).to(weight.dtype), weight)
-
-    def loss(self, batch: Batch, places: Sequence[int], sent: Tensor, targets: Tensor) -> Tensor:
-        """Return Σ −log p(target) over N targets as a scalar, without keeping all logits."""
-        hidden = self._hidden(batch)
-        if not places:
-            return (hidden.float() * 0).sum()
-        states = hidden.index_select(0, sent)
-        return sum_of_losses(states, output_weight(self.model), targets)
-
-    def log_p(self, batch: Batch, places: Sequence[int], targets: Sequence[int]) -> Tensor:
-        """Return the targets' log-probabilities, float32 of shape ``(P,)``."""
-        return log_probabilities(self._hidden(batch), output_weight(self.model), places, targets)
-
     def write(self, prompts: Sequence[list[int]], **how: Any) -> list[list[int]]:
         """Return the new tokens of each prompt, decoded greedily in packed passes."""
         return decode(self.model, prompts, **how)
 
-    def _hidden(self, batch: Batch) -> Tensor:
+    def hidden(self, batch: Batch) -> Tensor:
+        """Return the hidden states before the output layer, ``(T, hidden)``."""
         assert batch.rows is not None
         return final_hidden(self.model, batch.input_ids, batch.rows)
 
@@ -128,14 +138,12 @@ class Transformers(_Model):
         """Return the logits after the tokens at P places, shape ``(P, vocabulary)``."""
         length = batch.input_ids.shape[1]
         at = send(places, batch.input_ids.device)
-        options: dict[str, Any] = {}
+        options = self._masked(batch)
         if "logits_to_keep" in signature(type(self.model).forward).parameters:  # others compute all
             kept = sorted({place % length for place in places})
             options["logits_to_keep"] = send(kept, at.device)
             number = {column: n for n, column in enumerate(kept)}
             at = send([place // length * len(kept) + number[place % length] for place in places], at.device)
-        if batch.real is not None:
-            options["attention_mask"] = batch.real.long()
         logits: Tensor = self.model(input_ids=batch.input_ids, use_cache=False, **options).logits
         return logits.flatten(0, 1).index_select(0, at)
 
@@ -190,6 +198,10 @@ class Transformers(_Model):
             generate(self.model, [prompts[i] for i in together], settings, stopping_criteria=[keep])
         return written
 
+    @staticmethod
+    def _masked(batch: Batch) -> dict[str, Any]:
+        return {} if batch.real is None else {"attention_mask": batch.real.long()}
+
     @cached_property
     def _reads_padding_alike(self) -> bool:
         """Whether a prompt that is padded at its beginning has the same logits as alone."""
@@ -200,14 +212,34 @@ class Transformers(_Model):
         return relative_error(padded, alone) <= (2e-2 if self.model.dtype.itemsize <= 2 else 1e-3)
 
 
-Engine = Own | Transformers
+class Padded(Transformers):
+    """transformers' attention over padded rows, with our modules in place of some others."""
+
+    name: ClassVar[EngineName] = "padded"
+
+
+class PaddedInPieces(_InPieces, Padded):
+    """transformers' attention over padded rows, with our modules and our loss."""
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Return the hidden states before the output layer, ``(B · L, hidden)``."""
+        options = self._masked(batch)
+        states: Tensor = self.model.get_decoder()(input_ids=batch.input_ids, use_cache=False, **options)[0]
+        return states.flatten(0, 1)
+
+
+Engine = Own | PaddedInPieces | Padded | Transformers
 
 
 def engine_of(model: PreTrainedModel) -> Engine:
     """Engine that `choose_engine` has chosen for ``model``; ours for a model that it has not seen."""
-    if getattr(model, "moslora_engine", Own.name) == Own.name:
+    name = getattr(model, "moslora_engine", Own.name)
+    if name == Own.name:
         return Own(model)
-    return Transformers(model)
+    if name == Transformers.name:
+        return Transformers(model)
+    pieces: Any = model.moslora_pieces
+    return PaddedInPieces(model) if "loss" in pieces else Padded(model)
 
 
 def relative_error(computed: Tensor, expected: Tensor, *, least: float = 0.0) -> float:

@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 from moslora.cli import data, exchange, machine, models, predict, recipes, strength, studies
 from moslora.cli.examples import FIRST_STEPS
 from moslora.cli.usage import TyperUsageError, one_line
-from moslora.console import drop_output
+from moslora.console import drop_output, repeat_warnings
 from moslora.errors import MosloraError, Terminated, UsageError, on_interrupt
 from moslora.files import disk_fault
 from moslora.kernels.plain import disabled_kernels
@@ -112,6 +112,7 @@ def main() -> None:
         _print_fault(fault)
         sys.exit(fault.exit_code)
     finally:
+        repeat_warnings()
         signal.signal(signal.SIGTERM, previous)
 
 

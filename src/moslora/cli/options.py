@@ -80,7 +80,7 @@ DType = Annotated[
 ]
 Engine = Annotated[
     choices.EngineChoice | None,
-    typer.Option(help="What computes the model: own, transformers, or auto. [default: as trained]"),
+    typer.Option(help="What computes the model: own, padded, transformers, or auto. [default: as trained]"),
 ]
 Protocol = Annotated[ProtocolName | None, typer.Option(help="Protocol: how an answer is read from the model.")]
 BatchTokens = Annotated[int | None, typer.Option(help="Maximum number of tokens per forward pass.", min=1)]

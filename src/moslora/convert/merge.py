@@ -168,6 +168,10 @@ def _write_weights(unmerged: Unmerged, pairs: Mapping[str, LoraPair], out: Path,
             for key in keys:
                 tensor = unmerged.tensor(key, sources)
                 if key in pairs:
+                    if tensor.shape != (len(pairs[key].b), pairs[key].a.shape[1]):
+                        raise UsageError(
+                            f"{key} is stored transposed in the base's files; moslora cannot merge into it"
+                        )
                     tensor = pairs[key].adapted(tensor, dtype)
                 shard[key] = _cast(tensor, dtype).contiguous()
             save_file(shard, out / name, metadata={"format": "pt"})

@@ -152,7 +152,7 @@ def outline(recipe: Recipe) -> Outline:
         replayed = of_texts / tokens
     lines = describe(model, plan, base=recipe.model, adapter=recipe.adapter, training=training)
     if engine_of(model).pads:
-        lines.append("note: transformers computes this model; the times below are those of moslora's engine, too short")
+        lines.append("note: this model's rows are padded; the times below are those of packed rows, too short")
     start = read_continued(recipe, fetching=False)
     if start is not None:
         lines.append(f"continues {start.predecessor.with_hash}")

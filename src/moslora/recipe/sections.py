@@ -37,7 +37,8 @@ class ModelSection(Section):
 
     engine: Annotated[EngineChoice, Changes.COMPUTED] = "auto"
     """`own`: moslora's forward pass, several times as fast. `transformers`: its ordinary forward pass, for every causal
-    model. `auto`: `own` if both are equal."""
+    model. `padded`: that with some of moslora's layers and its loss. `auto`: the first of `own`, `padded` and
+    `transformers` that computes the same."""
 
     gradient_checkpointing: Annotated[bool, Changes.COMPUTED] = False
     """Recompute activations in the backward pass: one third more time, much less memory."""

@@ -61,9 +61,10 @@ class AdapterFolder:
 
     @property
     def engine(self) -> EngineChoice:
-        """Engine that computes the model: transformers' if it trained the adapter, otherwise the recipe's choice."""
-        if self.manifest.get(ENGINE) == "transformers":
-            return "transformers"
+        """Engine that computes the model: one over padded rows if it trained the adapter, else the recipe's choice."""
+        trained_by: EngineChoice | None = self.manifest.get(ENGINE)
+        if trained_by in ("padded", "transformers"):
+            return trained_by
         return self.recipe.model.engine
 
     def origin_for(self, base: str) -> Origin:

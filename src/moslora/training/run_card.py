@@ -82,8 +82,11 @@ def kernels(model: PreTrainedModel, device: torch.device) -> dict[str, str | Non
         "dropout": None,
         "common beginning of rows": beginnings,
     }
-    if engine_of(model).pads:
-        return {**dict.fromkeys(chosen, "transformers'"), "common beginning of rows": "in each row"}
+    engine = engine_of(model)
+    if engine.pads:
+        pieces = getattr(model, "moslora_pieces", ())
+        ours = ", ".join(pieces) or "none"
+        return {**dict.fromkeys(chosen, "transformers'"), "ours": ours, "common beginning of rows": "in each row"}
     by_liger = liger.supports(torch.empty(0, device=device, dtype=model.dtype))
     of_attention = set()
     for module in model.modules():
