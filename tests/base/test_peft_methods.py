@@ -265,5 +265,5 @@ def test_a_state_that_does_not_fit_is_refused():
 
 def test_without_peft_there_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft.config", None)
-    with pytest.raises(UsageError, match=r"pip install .?peft"):
+    with pytest.raises(UsageError, match=r"pip install .*peft"):
         config_of(recipe_of("peft/lora").adapter)
