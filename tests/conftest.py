@@ -8,12 +8,19 @@ import signal
 
 import pytest
 
+from moslora.console import note_once
 from moslora.download.wheels import home
 from moslora.recipe import load_recipe
 
 # A parent that ignores Ctrl-C (`nohup make test &`, or a job in the background) hands that on to Python and to all that
 # it starts. The tests send SIGINT to themselves and to their children.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def nothing_said_yet():
+    """What is said once per process is said once per test."""
+    note_once.cache_clear()
 
 
 @pytest.fixture(scope="session", autouse=True)
