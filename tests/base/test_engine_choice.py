@@ -269,6 +269,16 @@ def test_a_name_that_our_code_misses_is_a_fault_and_another_formula_a_limit(monk
     assert ("'ROWS' is not defined" in capsys.readouterr().out) == (family == "mixtral")
 
 
+def test_a_repaired_installation_is_compared_again(monkeypatch):
+    model = AutoModelForCausalLM.from_config(small_config(AutoConfig.for_model("mixtral"))).requires_grad_(False)
+    with monkeypatch.context() as patch:
+        patch.delattr(attention, "ROWS")
+        choose_engine(model)
+        assert engine_of(model).name == "padded"
+    choose_engine(model)
+    assert engine_of(model).name == "own"
+
+
 @pytest.mark.parametrize("alpha", [4e38, 4e-40])
 def test_extreme_scale_keeps_our_engine(world, alpha):
     model = read_base(ModelSection(name=str(world / "model"), dtype="float32"))

@@ -35,15 +35,19 @@ SETTINGS = ("MOSLORA_PLAIN", "ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "NVIDI
 """Environment variables that change what is computed."""
 
 
-def cached(folder: str, key: str, find: Callable[[], Any], *, state: Any = None) -> Any:
+def cached(
+    folder: str, key: str, find: Callable[[], Any], *, state: Any = None, keep: Callable[[Any], bool] = lambda _: True
+) -> Any:
     """Return the JSON value of ``find()``, from the file for ``key`` in the cache's ``folder`` if that was written with
-    the same ``state``. A cache that cannot be written only costs time."""
+    the same ``state``. A value is written if ``keep(value)``; a cache that cannot be written only costs time."""
     file = home() / folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     with suppress(OSError, ValueError, KeyError, TypeError):  # there is none yet, or it is damaged
         entry = json.loads(file.read_text(encoding="utf-8"))
         if entry["state"] == state:
             return entry["found"]
     value = find()
+    if not keep(value):
+        return value
     with suppress(OSError, MosloraError):
         file.parent.mkdir(parents=True, exist_ok=True)
         with once_per_machine(file):
@@ -53,7 +57,7 @@ def cached(folder: str, key: str, find: Callable[[], Any], *, state: Any = None)
 
 def cached_verdict(model: PreTrainedModel, decide: Callable[[], Any], **how: Any) -> Any:
     """Return the JSON value of ``decide()``, which engine computes ``model``, from the cache if it holds one for these
-    conditions."""
+    conditions. A fault of the installation is not cached, as it may be repaired without another version."""
     gpu = None if model.device.type in ("cpu", "meta") else gpu_module().get_device_name(model.device)
     facts = {
         "config": {**model.config.to_dict(), "_name_or_path": None},
@@ -66,7 +70,12 @@ def cached_verdict(model: PreTrainedModel, decide: Callable[[], Any], **how: Any
         "settings": [os.environ.get(name) for name in SETTINGS],
         **how,
     }
-    return cached("engines", json.dumps(facts, sort_keys=True, default=_in_json), decide)
+    return cached("engines", json.dumps(facts, sort_keys=True, default=_in_json), decide, keep=_is_no_fault)
+
+
+def _is_no_fault(verdict: Any) -> bool:
+    why_not_ours = verdict["refusal"]
+    return why_not_ours is None or not why_not_ours.is_fault
 
 
 def _in_json(value: Any) -> Any:
