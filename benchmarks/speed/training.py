@@ -10,6 +10,7 @@ q, k, v, up and down, AdamW. ``paper`` has the loss on every token and dropout 0
 and no dropout.
 
     ours            this program, MoSLoRA's dense mixer          lora      the same with the identity
+    ours:padded     … with that engine; also ours:transformers
     peft:4:random   PEFT's LoRA as the released script runs it: micro-batches of 4, padded left
     peft:…          … with other sizes of micro-batch and ways to sample
 """
@@ -124,6 +125,8 @@ def trained_by(who: str, encoded: Sequence[Any], recipe: Any, *, size: int = STE
     name, *how = who.split(":")
     if name == "peft":
         return peft(encoded, recipe, size=size, micro_batch=int(how[0]), sampling=how[1])
+    if how:
+        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"engine": how[0]})})
     if name == "lora":
         adapter = recipe.adapter.model_copy(update={"mixer": IdentityOptions()})
         recipe = recipe.model_copy(update={"adapter": adapter})
